@@ -1,1 +1,15 @@
-//! models
+//! Model families and optimizers as graph text.
+//!
+//! **Invariant: nothing here knows a rank.** A model names the roles of its dims (heads, hidden units, vocabulary,
+//! sequence); a plan, elsewhere, decides which axes split them. The text never changes with the layout.
+
+#![forbid(unsafe_code)]
+
+mod attention;
+mod decoder;
+mod optimizer;
+mod step;
+
+pub use decoder::{Decoder, Family, ModelError};
+pub use optimizer::{Optimizer, OptimizerKind};
+pub use step::{Step, evaluate_step, next_token_step, train_step};

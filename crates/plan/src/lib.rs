@@ -1,1 +1,28 @@
-//! plan
+//! From a graph and a mesh to a Program: where every value lives, what moves, in which order, at which address.
+//!
+//! **Invariant: pure.** No clock, no file, no randomness but a given seed, no peer. The same arguments give the same
+//! Program on every rank, so a Program can be printed, checked, priced and tested without running it.
+
+#![forbid(unsafe_code)]
+
+mod addresses;
+mod check;
+mod error;
+mod layout;
+mod legal;
+mod lower;
+#[cfg(test)]
+mod lower_tests;
+mod plan;
+mod program;
+mod redistribute;
+
+pub use check::check;
+pub use error::PlanError;
+pub use layout::Layout;
+pub use legal::{Choice, Chooser};
+pub use lower::lower;
+pub use plan::{Parallel, Plan, StateHome};
+pub use program::{
+    Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Phase, Program, ProgramMemory, SlotRegion,
+};

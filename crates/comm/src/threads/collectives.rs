@@ -1,0 +1,280 @@
+//! What the ranks of a group do once they meet: the data movement of each collective. Starting, numbering and
+//! recording are in `member`.
+
+use super::group::{Claim, Group, INLINE_BYTES};
+use super::patience::Interruption;
+use crate::pending::Ticket;
+use crate::reduce::fold;
+use crate::{Collective, Reduce};
+use memory::{DType, Region, RegionMut};
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+/// Between two looks at whether the world has failed, at most so much is moved.
+const STRETCH_BYTES: usize = 4 << 20;
+/// Segments of an all_reduce start at multiples of this, as regions do.
+const SEGMENT_ALIGN: usize = 64;
+
+/// Why a collective ended early.
+pub(super) enum Trouble {
+    Interrupted(Interruption),
+    /// A peer (rank in the group) came with something else.
+    Differs {
+        ours: Box<str>,
+        peer: usize,
+        theirs: Box<str>,
+    },
+}
+
+impl From<Interruption> for Trouble {
+    fn from(why: Interruption) -> Trouble {
+        Trouble::Interrupted(why)
+    }
+}
+
+/// Executes a collective that this rank is next to execute; the caller guarantees that it executes no other in this
+/// group meanwhile, that the regions fit the ticket, and, after an error, that it quiesces before giving them back.
+pub(super) fn execute(
+    group: &Group,
+    rank: usize,
+    ticket: &Ticket,
+    send: Option<&Region<'_>>,
+    recv: Option<&mut RegionMut<'_>>,
+) -> Result<(), Trouble> {
+    let n = group.size();
+    let parity = (ticket.sequence % 2) as usize;
+    let seat = &group.seats[rank];
+    let (target, target_bytes) = recv.map_or((ptr::null_mut(), 0), |r| (r.as_mut_ptr(), r.len_bytes()));
+    // What peers read of us: `send`, or where there is none the region that is changed in place.
+    let (shared, shared_bytes) =
+        send.map_or((target.cast_const(), target_bytes), |s| (s.as_ptr(), s.len_bytes()));
+    let inline = shared_bytes <= INLINE_BYTES;
+    if inline && shared_bytes > 0 {
+        // SAFETY: our region has `shared_bytes` bytes and is checked out by us; the buffer is ours to write until
+        // we arrive (see `InlineBuffer`), and large enough.
+        unsafe { ptr::copy_nonoverlapping(shared, seat.buffers[parity].as_ptr(), shared_bytes) }
+    }
+    let claim = Claim { what: pack(ticket), bytes: ticket.bytes, sequence: ticket.sequence };
+    seat.headers[parity].post(claim, shared);
+    group.rendezvous(rank)?;
+    compare(group, parity, claim, rank)?;
+
+    // All claims are equal, so all ranks agree on sizes, on `inline`, and on the number of rendezvous to come.
+    let peers = Peers { group, rank, parity, inline };
+    let (dtype, op) = (ticket.dtype.unwrap_or(DType::F32), ticket.reduce.unwrap_or(Reduce::Sum));
+    match ticket.operation {
+        Collective::AllReduce if inline => peers.reduce(dtype, op, target, 0, target_bytes)?,
+        Collective::AllReduce => {
+            let own = segment(target_bytes, n, rank);
+            // Only we read segment `rank` of anybody, our own included, so it may be replaced while others work.
+            peers.reduce(dtype, op, target.wrapping_add(own.start), own.start, own.len())?;
+            peers.meet()?;
+            for peer in (0..n).filter(|&p| p != rank) {
+                let theirs = segment(target_bytes, n, peer);
+                peers.copy(peer, theirs.start, target.wrapping_add(theirs.start), theirs.len())?;
+            }
+            peers.meet()?;
+        }
+        Collective::ReduceScatter => {
+            peers.reduce(dtype, op, target, rank * target_bytes, target_bytes)?;
+            peers.meet()?;
+        }
+        Collective::AllGather => {
+            for peer in 0..n {
+                peers.copy(peer, 0, target.wrapping_add(peer * shared_bytes), shared_bytes)?;
+            }
+            peers.meet()?;
+        }
+        Collective::AllToAll => {
+            let piece = shared_bytes / n;
+            for peer in 0..n {
+                peers.copy(peer, rank * piece, target.wrapping_add(peer * piece), piece)?;
+            }
+            peers.meet()?;
+        }
+        Collective::Broadcast => {
+            if rank != ticket.peer {
+                peers.copy(ticket.peer, 0, target, target_bytes)?;
+            }
+            peers.meet()?;
+        }
+        Collective::Barrier | Collective::Split | Collective::Send | Collective::Recv => {}
+    }
+    let same_everywhere =
+        matches!(ticket.operation, Collective::AllReduce | Collective::AllGather | Collective::Broadcast);
+    if group.world.options.verify && same_everywhere {
+        // SAFETY: our own region, checked out by us and no longer changed by anyone.
+        let bytes: &[u8] =
+            if target_bytes == 0 { &[] } else { unsafe { std::slice::from_raw_parts(target, target_bytes) } };
+        compare_results(group, rank, parity, checksum(bytes))?;
+    }
+    Ok(())
+}
+
+/// The segment of an all_reduce that a rank reduces: equal parts, rounded up to [`SEGMENT_ALIGN`].
+fn segment(bytes: usize, n: usize, rank: usize) -> Range<usize> {
+    let part = bytes.div_ceil(n).next_multiple_of(SEGMENT_ALIGN);
+    (rank * part).min(bytes)..((rank + 1) * part).min(bytes)
+}
+
+/// What the other ranks share in one operation, and how to read it.
+struct Peers<'g> {
+    group: &'g Group,
+    rank: usize,
+    parity: usize,
+    inline: bool,
+}
+
+impl Peers<'_> {
+    fn shared(&self, peer: usize) -> *const u8 {
+        let seat = &self.group.seats[peer];
+        if self.inline {
+            seat.buffers[self.parity].as_ptr().cast_const()
+        } else {
+            seat.headers[self.parity].shared()
+        }
+    }
+
+    /// After reading peers' regions: none may be given back before all have read. (Buffers need no such thing.)
+    fn meet(&self) -> Result<(), Interruption> {
+        if self.inline { Ok(()) } else { self.group.rendezvous(self.rank) }
+    }
+
+    /// `target[..bytes]` becomes the reduction of all ranks' shared bytes from `offset`.
+    fn reduce(
+        &self,
+        dtype: DType,
+        op: Reduce,
+        target: *mut u8,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<(), Interruption> {
+        if self.group.size() == 1 {
+            return self.copy(self.rank, offset, target, bytes);
+        }
+        let touch = self.group.touch(self.rank)?;
+        for begin in (0..bytes).step_by(STRETCH_BYTES) {
+            if touch.must_stop() {
+                return Err(Interruption::Failed);
+            }
+            let len = STRETCH_BYTES.min(bytes - begin);
+            // SAFETY: each peer posted a region (or wrote a buffer) of the agreed size before the rendezvous we
+            // passed, and gives it back only after a rendezvous we have not reached, or in a failed world after
+            // `quiesce`, which waits for `touch`. `target` is our own region: of it, peers read only the parts that
+            // we do not write. Offsets and lengths are within the agreed sizes and whole elements.
+            unsafe {
+                let source = |peer: usize| self.shared(peer).add(offset + begin);
+                fold(dtype, op, target.add(begin), source, self.group.size(), len);
+            }
+        }
+        Ok(())
+    }
+
+    /// `target[..bytes]` becomes what `peer` shares from `offset`.
+    fn copy(&self, peer: usize, offset: usize, target: *mut u8, bytes: usize) -> Result<(), Interruption> {
+        let touch = self.group.touch(self.rank)?;
+        let source = self.shared(peer).wrapping_add(offset);
+        if source == target.cast_const() {
+            return Ok(()); // in place, in a group of one
+        }
+        for begin in (0..bytes).step_by(STRETCH_BYTES) {
+            if touch.must_stop() {
+                return Err(Interruption::Failed);
+            }
+            let len = STRETCH_BYTES.min(bytes - begin);
+            // SAFETY: as in `reduce`; source and target are different regions, or the same part of different ranks'.
+            unsafe { ptr::copy_nonoverlapping(source.add(begin), target.add(begin), len) }
+        }
+        Ok(())
+    }
+}
+
+/// Operation, type, reduction and root in one word.
+fn pack(ticket: &Ticket) -> u64 {
+    let dtype = ticket.dtype.map_or(0xff, |d| d as u64);
+    let reduce = ticket.reduce.map_or(0xff, |r| r as u64);
+    ticket.operation as u64 | dtype << 8 | reduce << 16 | (ticket.peer as u64) << 32
+}
+
+fn describe(claim: Claim) -> Box<str> {
+    use Collective::*;
+    let operation = [AllReduce, ReduceScatter, AllGather, AllToAll, Broadcast, Send, Recv, Barrier, Split]
+        .into_iter()
+        .find(|&c| c as u64 == claim.what & 0xff);
+    let dtype =
+        [DType::F32, DType::F64, DType::I32].into_iter().find(|&d| d as u64 == claim.what >> 8 & 0xff);
+    let reduce = [Reduce::Sum, Reduce::Max].into_iter().find(|&r| r as u64 == claim.what >> 16 & 0xff);
+    let mut text = operation.map_or("unknown", Collective::name).to_string();
+    if let (Some(dtype), Some(reduce)) = (dtype, reduce) {
+        text += &format!("({dtype}, {reduce})");
+    }
+    if operation == Some(Broadcast) {
+        text += &format!("(root {})", claim.what >> 32);
+    }
+    format!("{text} #{} of {} bytes", claim.sequence, claim.bytes).into()
+}
+
+/// Whether all ranks came with the same claim. All ranks see the same headers and fail together.
+fn compare(group: &Group, parity: usize, ours: Claim, rank: usize) -> Result<(), Trouble> {
+    let claim = |peer: usize| group.seats[peer].headers[parity].claim();
+    match (0..group.size()).find(|&peer| peer != rank && claim(peer) != ours) {
+        Some(peer) => Err(Trouble::Differs { ours: describe(ours), peer, theirs: describe(claim(peer)) }),
+        None => Ok(()),
+    }
+}
+
+/// Whether all ranks have the same bits.
+fn compare_results(group: &Group, rank: usize, parity: usize, ours: u64) -> Result<(), Trouble> {
+    let sum = |peer: usize| &group.seats[peer].checksums[parity];
+    sum(rank).store(ours, Ordering::Relaxed); // published by the rendezvous; safe to write again as headers are
+    group.rendezvous(rank)?;
+    let theirs = |peer: usize| sum(peer).load(Ordering::Relaxed);
+    match (0..group.size()).find(|&peer| theirs(peer) != ours) {
+        Some(peer) => Err(Trouble::Differs {
+            ours: format!("a result with checksum {ours:016x}").into(),
+            peer,
+            theirs: format!("one with {:016x}", theirs(peer)).into(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// FNV-1a over 8-byte words: enough to tell bits apart, not to resist an attacker.
+fn checksum(bytes: &[u8]) -> u64 {
+    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x100_0000_01b3).rotate_left(23);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let hash = words.iter().fold(0xcbf2_9ce4_8422_2325, |hash, word| mix(hash, u64::from_ne_bytes(*word)));
+    rest.iter().fold(hash, |hash, &byte| mix(hash, u64::from(byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_cover_every_byte_once() {
+        for bytes in [0, 1, 63, 64, 65, 8192, 9000, 100_003] {
+            for n in 1..10 {
+                let mut end = 0;
+                for rank in 0..n {
+                    let s = segment(bytes, n, rank);
+                    assert_eq!(s.start, end);
+                    end = s.end;
+                }
+                assert_eq!(end, bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn one_bit_changes_the_checksum() {
+        let mut bytes = vec![7u8; 1003];
+        let whole = checksum(&bytes);
+        for i in 0..bytes.len() {
+            bytes[i] ^= 1;
+            assert_ne!(checksum(&bytes), whole);
+            bytes[i] ^= 1;
+        }
+    }
+}

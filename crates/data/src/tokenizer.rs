@@ -1,0 +1,248 @@
+//! Text to tokens and back: byte-level BPE trained here, or any Hugging Face `tokenizer.json`.
+//! Files of tokens are not written here.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::models::{ModelWrapper, TrainerWrapper};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
+
+use crate::{ContentHash, DataError, atomic, text};
+
+/// The token that starts and ends every document in a tokenizer trained here (GPT-2's practice); its id is 0.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// The padding token of a tokenizer trained here; its id is 1. It is never predicted.
+pub const PAD: &str = "<|pad|>";
+/// The smallest vocabulary: 256 bytes and the two special tokens.
+pub const LEAST_VOCAB_SIZE: usize = 258;
+
+/// Names of special tokens in known families, best first.
+const START_NAMES: [&str; 6] = ["<|begin_of_text|>", "<s>", "<bos>", "[CLS]", "<|startoftext|>", END_OF_TEXT];
+const END_NAMES: [&str; 5] = ["<|end_of_text|>", "</s>", "<eos>", "[SEP]", END_OF_TEXT];
+const PAD_NAMES: [&str; 4] = [PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"];
+
+/// Text is encoded in chunks of at least this size where that changes nothing.
+const CHUNK_BYTES: usize = 1 << 14;
+
+/// A tokenizer: text to token ids and back.
+///
+/// It is pure: the same text gives the same tokens always (BPE dropout, truncation and padding in a loaded file are
+/// turned off). Text is only text: a special token's name inside a text is encoded letter by letter, so no text can
+/// smuggle in an end of document. Special tokens are added by whoever frames documents.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: HfTokenizer,
+    json: String,
+    hash: ContentHash,
+    vocab_size: usize,
+    start: Option<u32>,
+    end: Option<u32>,
+    pad: Option<u32>,
+    chunks_freely: bool,
+}
+
+impl Tokenizer {
+    /// Trains a byte-level BPE on text files; the same texts give the same tokenizer, bit for bit.
+    ///
+    /// GPT-2's pre-tokenizer, all 256 bytes in the alphabet (so every text can be encoded and there is no unknown
+    /// token), [`END_OF_TEXT`] = 0 and [`PAD`] = 1. A text too small for the asked number of merges gives a smaller
+    /// vocabulary: ask [`vocab_size`](Self::vocab_size) of the result. Separators between documents are not trained on.
+    ///
+    /// # Errors
+    /// A vocabulary below [`LEAST_VOCAB_SIZE`]; no files; files that are missing, empty or not text.
+    ///
+    /// # Source
+    /// Sennrich, Haddow, Birch 2016 (BPE); Radford et al. 2019, section 2.2 (bytes, pre-tokenizer).
+    pub fn train(files: &[PathBuf], vocab_size: usize) -> Result<Self, DataError> {
+        Self::train_on_split(files, vocab_size, 0.0)
+    }
+
+    /// As [`train`](Self::train), on the text that [`TokenStore`](crate::TokenStore) would not hold out for the same
+    /// `validation`, so that nothing of the held-out text is known to the vocabulary.
+    ///
+    /// # Errors
+    /// As [`train`](Self::train), and a fraction that is not in [0, 1).
+    pub fn train_on_split(files: &[PathBuf], vocab_size: usize, validation: f64) -> Result<Self, DataError> {
+        if vocab_size < LEAST_VOCAB_SIZE {
+            return Err(DataError::VocabTooSmall { asked: vocab_size });
+        }
+        if files.is_empty() {
+            return Err(DataError::NoFiles);
+        }
+        text::check_validation(validation)?;
+        let texts = files.iter().map(|path| text::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let chunks = texts.iter().flat_map(|text| {
+            let training = text::pieces(text, validation).into_iter().filter(|piece| !piece.held_out);
+            training.flat_map(|piece| chunks(&text[piece.range]))
+        });
+        Self::train_on_chunks(chunks.collect(), vocab_size)
+    }
+
+    fn train_on_chunks(chunks: Vec<&str>, vocab_size: usize) -> Result<Self, DataError> {
+        let failed = |error: tokenizers::Error| DataError::TokenizerTraining { reason: error.to_string() };
+        let mut inner = HfTokenizer::new(BPE::default());
+        inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+        inner.with_post_processor(Some(ByteLevel::new(false, false, true)));
+        inner.with_decoder(Some(ByteLevel::new(false, true, true)));
+        let mut trainer: TrainerWrapper = BpeTrainer::builder()
+            .vocab_size(vocab_size)
+            .show_progress(false)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens([END_OF_TEXT, PAD].map(|name| AddedToken::from(name, true)).to_vec())
+            .build()
+            .into();
+        inner.train(&mut trainer, chunks.into_iter()).map_err(failed)?;
+        let json = inner.to_string(true).map_err(failed)?;
+        Self::from_json(json).map_err(|reason| DataError::TokenizerTraining { reason })
+    }
+
+    /// Loads a Hugging Face `tokenizer.json`.
+    ///
+    /// Start, end and padding are found by the names that known families give them (`<s>`, `[CLS]`, `<|endoftext|>`
+    /// and so on) among the file's special tokens.
+    ///
+    /// # Errors
+    /// The file is missing, unreadable, not UTF-8 or not a tokenizer.
+    pub fn load(path: &Path) -> Result<Self, DataError> {
+        let bytes = fs::read(path).map_err(|source| DataError::reading(path, source))?;
+        let json = String::from_utf8(bytes).map_err(|error| DataError::NotUtf8 {
+            path: path.to_path_buf(),
+            byte_offset: error.utf8_error().valid_up_to(),
+        })?;
+        Self::from_json(json).map_err(|reason| DataError::TokenizerMalformed { path: path.to_path_buf(), reason })
+    }
+
+    fn from_json(json: String) -> Result<Self, String> {
+        // The library panics on broken JSON inside some parts of the file: check the grammar first.
+        serde_json::from_str::<serde_json::Value>(&json).map_err(|error| error.to_string())?;
+        let mut inner: HfTokenizer = json.parse().map_err(|error: tokenizers::Error| error.to_string())?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| error.to_string())?;
+        inner.set_encode_special_tokens(true);
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            inner.with_model(bpe);
+        }
+        let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+        if vocab_size == 0 {
+            return Err("the vocabulary is empty".into());
+        }
+        let added = inner.get_added_tokens_decoder();
+        let find = |names: &[&str]| {
+            let id_of = |name: &&str| added.iter().find(|(_, t)| t.special && t.content == **name).map(|(&id, _)| id);
+            names.iter().find_map(id_of)
+        };
+        let (start, end, pad) = (find(&START_NAMES), find(&END_NAMES), find(&PAD_NAMES));
+        let byte_level = matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(byte_level))
+            if byte_level.use_regex && !byte_level.add_prefix_space);
+        let chunks_freely =
+            byte_level && inner.get_normalizer().is_none() && added.values().all(|token| token.special);
+        let hash = ContentHash::of(json.as_bytes());
+        Ok(Self { inner, json, hash, vocab_size, start, end, pad, chunks_freely })
+    }
+
+    /// Saves as `tokenizer.json`; a loaded file is saved byte for byte.
+    ///
+    /// # Errors
+    /// The path cannot be written. The file appears whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<(), DataError> {
+        atomic::write_bytes(path, self.json.as_bytes())
+    }
+
+    /// The tokens of a text, without special tokens.
+    ///
+    /// # Errors
+    /// A loaded tokenizer may lack a token for some character; one trained here never fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        if !self.chunks_freely || text.len() < 2 * CHUNK_BYTES {
+            return self.encode_whole(text);
+        }
+        let encodings = self.inner.encode_batch_fast(chunks(text), false).map_err(refused(text))?;
+        Ok(encodings.iter().flat_map(|encoding| encoding.get_ids()).copied().collect())
+    }
+
+    fn encode_whole(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let encoding = self.inner.encode_fast(text, false).map_err(refused(text))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens; special tokens are left out, bytes that are not UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String, DataError> {
+        if let Some(index) = tokens.iter().position(|&token| token as usize >= self.vocab_size) {
+            return Err(DataError::TokenOutOfRange { token: tokens[index], index, vocab_size: self.vocab_size });
+        }
+        let failed = |error: tokenizers::Error| error.to_string();
+        let text = self.inner.decode(tokens, true).map_err(failed);
+        text.map_err(|reason| DataError::Decode { num_tokens: tokens.len(), reason })
+    }
+
+    /// One more than the largest token id, special tokens included: the rows that an embedding table needs.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The token that starts a document, if the vocabulary has one. It may be the one that ends it.
+    pub fn start_id(&self) -> Option<u32> {
+        self.start
+    }
+
+    /// The token that ends a document, if the vocabulary has one.
+    pub fn end_id(&self) -> Option<u32> {
+        self.end
+    }
+
+    /// The padding token, if the vocabulary has one.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// The hash of `tokenizer.json` as [`save`](Self::save) writes it.
+    pub fn hash(&self) -> ContentHash {
+        self.hash
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size).field("hash", &self.hash).finish()
+    }
+}
+
+fn refused(text: &str) -> impl Fn(tokenizers::Error) -> DataError {
+    let num_bytes = text.len();
+    move |error| DataError::Encode { num_bytes, reason: error.to_string() }
+}
+
+/// Cuts a text where GPT-2's pre-tokenizer cuts it anyway: after a single newline that has no other white space on
+/// either side. (After several, its look-ahead would see the end of the text and join what it splits in the whole.)
+fn chunks(text: &str) -> Vec<&str> {
+    let mut chunks = Vec::new();
+    let mut start = 0;
+    for (newline, _) in text.match_indices('\n') {
+        let (before, after) = (&text[start..newline], &text[newline + 1..]);
+        let ends_word = before.chars().next_back().is_some_and(|c| !c.is_whitespace());
+        let starts_word = after.chars().next().is_some_and(|c| !c.is_whitespace());
+        if before.len() >= CHUNK_BYTES && ends_word && starts_word {
+            chunks.push(&text[start..=newline]);
+            start = newline + 1;
+        }
+    }
+    if start < text.len() {
+        chunks.push(&text[start..]);
+    }
+    chunks
+}
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+mod tests;

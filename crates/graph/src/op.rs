@@ -1,0 +1,248 @@
+//! The operations a step is made of. What an operation means on a part of its operands is in `signature`; how fast it
+//! runs is for the kernels.
+
+/// Which normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NormKind {
+    /// Subtract the mean, divide by the standard deviation (Ba et al., 2016).
+    Layer,
+    /// Divide by the root mean square (Zhang and Sennrich, 2019).
+    Rms,
+}
+
+/// First value of a state tensor, drawn by (seed, name, global element index).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+}
+
+/// What a state tensor is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StateKind {
+    /// Trained by the optimizer.
+    Parameter,
+    /// Kept by the optimizer beside a parameter.
+    Moment,
+}
+
+/// A tensor that outlives the step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// Unique name; a checkpoint stores the tensor under it.
+    pub name: String,
+    /// Role of the tensor.
+    pub kind: StateKind,
+    /// First value.
+    pub init: Init,
+    /// Whether weight decay applies (matrices and tables, not norms and biases).
+    pub decay: bool,
+}
+
+/// One operation. Operands and results are listed as `(operands) -> results`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// `() -> x`: a tensor of the batch, named by its node; every rank can load any part of it.
+    Input,
+    /// `() -> s`: a number given at run time, such as the learning rate.
+    Scalar,
+    /// `() -> x`: a tensor that outlives the step.
+    State(State),
+    /// `() -> x`: a constant.
+    Fill(f64),
+
+    /// `(table, ids) -> rows`: rows of a table; a contraction with one-hot ids.
+    Embedding,
+    /// `(ids, d_rows) -> d_table`.
+    EmbeddingBackward,
+    /// `(a, b) -> c`: sum over the dims that `a` and `b` share and `c` lacks. `c` has the other dims of `a`, then
+    /// those of `b`.
+    Contract,
+    /// `(x, y...) -> z`: sum of operands whose dims are a suffix of those of `x`.
+    Add,
+    /// `(x) -> y`: sum over the dims that `y` lacks (neighbours in `x`).
+    Sum,
+    /// `(x, w) -> y`: sum over the last dim of `w` of `x` weighted by `w`, whose dims are a prefix of those of `x`.
+    WeightedSum,
+    /// `(x, gain, [bias]) -> y`: normalisation over the last dim.
+    Norm {
+        /// Which one.
+        kind: NormKind,
+        /// Added to the variance or mean square.
+        eps: f64,
+    },
+    /// `(x, gain, dy) -> dx`.
+    NormBackwardInput {
+        /// Which one.
+        kind: NormKind,
+        /// As in the forward.
+        eps: f64,
+    },
+    /// `(x, dy) -> d_gain`.
+    NormBackwardWeight {
+        /// Which one.
+        kind: NormKind,
+        /// As in the forward.
+        eps: f64,
+    },
+    /// `(x, positions) -> y`: rotary position embedding over the last dim (Su et al., 2021), half-split form.
+    Rotary {
+        /// Base of the frequencies.
+        theta: f64,
+        /// Rotate back: the backward.
+        inverse: bool,
+    },
+    /// `(q, k, v) -> (o, log_sum_exp)`: attention with q `[batch, query, kv_heads, group, head_dim]` and k, v
+    /// `[batch, key, kv_heads, head_dim]`, never holding the score matrix (Dao et al., 2022).
+    Attention {
+        /// A query sees keys at its own position and before.
+        causal: bool,
+        /// Factor on the scores.
+        scale: f64,
+        /// Dropout on the probabilities.
+        dropout: f64,
+        /// Name that keys the random numbers.
+        key: String,
+    },
+    /// `(q, k, v, o, log_sum_exp, d_o) -> (dq, dk, dv)`.
+    AttentionBackward {
+        /// As in the forward.
+        causal: bool,
+        /// As in the forward.
+        scale: f64,
+        /// As in the forward.
+        dropout: f64,
+        /// As in the forward.
+        key: String,
+    },
+    /// `(x) -> y`: GELU in its tanh form (Hendrycks and Gimpel, 2016).
+    Gelu,
+    /// `(x, dy) -> dx`.
+    GeluBackward,
+    /// `(gate, up) -> y`: SiLU(gate) * up (Shazeer, 2020).
+    SwiGlu,
+    /// `(gate, up, dy) -> (d_gate, d_up)`.
+    SwiGluBackward,
+    /// `(x) -> y`: inverted dropout; its own backward.
+    Dropout {
+        /// Probability of zero.
+        p: f64,
+        /// Name that keys the random numbers.
+        key: String,
+    },
+    /// `(x) -> y`: the same elements with dim `from` called `to`.
+    Rename {
+        /// The dim's name in `x`.
+        from: crate::Dim,
+        /// The dim's name in `y`.
+        to: crate::Dim,
+    },
+
+    /// `(logits) -> max`: over the last dim. Its derivative is not propagated: in `max + ln(sum_exp)` it cancels.
+    RowMax,
+    /// `(logits, max, targets) -> (sum_exp, target_logit)`: sum of `exp(logit - max)`, and the target's logit.
+    SumExp,
+    /// `(logits, max, targets, d_sum_exp, d_target_logit) -> d_logits`.
+    SumExpBackward,
+    /// `(max, sum_exp, target_logit, weights) -> nll`: weighted negative log likelihood of each token.
+    TokenLoss,
+    /// `(sum_exp, weights, d_nll) -> (d_sum_exp, d_target_logit)`.
+    TokenLossBackward,
+
+    /// `(x) -> s`: sum of squares of all elements.
+    SumSquares,
+    /// `(s...) -> v`: scalars side by side. Missing operands (held by other stages) are 0.
+    Stack,
+    /// `(x) -> x`: the value of one stage on every rank of every stage.
+    Share,
+    /// `(statistics) -> (scale, grad_norm)`: from `[loss, num_tokens, sum_squares...]`, the factor
+    /// `min(1, max_norm / norm) / num_tokens` on summed gradients, and the norm of the mean gradient before clipping.
+    ClipScale {
+        /// Largest allowed norm; 0 for none.
+        max_norm: f64,
+    },
+    /// `(parameter, gradient, first, second, scale, lr, step) -> (parameter, first, second)`, in place.
+    Adam {
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added to the root of the second moment.
+        eps: f64,
+        /// Decoupled (AdamW, Loshchilov and Hutter, 2019) or added to the gradient (Adam, Kingma and Ba, 2015).
+        weight_decay: f64,
+        /// Whether the decay is decoupled.
+        decoupled: bool,
+    },
+    /// `(parameter, gradient, velocity, scale, lr, step) -> (parameter, velocity)`, in place.
+    Sgd {
+        /// Momentum (PyTorch's form).
+        momentum: f64,
+        /// Nesterov's look-ahead.
+        nesterov: bool,
+        /// L2 decay, added to the gradient.
+        weight_decay: f64,
+    },
+}
+
+impl Op {
+    /// Short name for listings and profiles.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Input => "input",
+            Op::Scalar => "scalar",
+            Op::State(_) => "state",
+            Op::Fill(_) => "fill",
+            Op::Embedding => "embedding",
+            Op::EmbeddingBackward => "embedding_backward",
+            Op::Contract => "contract",
+            Op::Add => "add",
+            Op::Sum => "sum",
+            Op::WeightedSum => "weighted_sum",
+            Op::Norm { .. } => "norm",
+            Op::NormBackwardInput { .. } => "norm_backward_input",
+            Op::NormBackwardWeight { .. } => "norm_backward_weight",
+            Op::Rotary { .. } => "rotary",
+            Op::Attention { .. } => "attention",
+            Op::AttentionBackward { .. } => "attention_backward",
+            Op::Gelu => "gelu",
+            Op::GeluBackward => "gelu_backward",
+            Op::SwiGlu => "swiglu",
+            Op::SwiGluBackward => "swiglu_backward",
+            Op::Dropout { .. } => "dropout",
+            Op::Rename { .. } => "rename",
+            Op::RowMax => "row_max",
+            Op::SumExp => "sum_exp",
+            Op::SumExpBackward => "sum_exp_backward",
+            Op::TokenLoss => "token_loss",
+            Op::TokenLossBackward => "token_loss_backward",
+            Op::SumSquares => "sum_squares",
+            Op::Stack => "stack",
+            Op::Share => "share",
+            Op::ClipScale { .. } => "clip_scale",
+            Op::Adam { .. } => "adam",
+            Op::Sgd { .. } => "sgd",
+        }
+    }
+
+    /// Whether the operation has no operands, so that any rank can produce any part of its result by itself.
+    pub fn is_source(&self) -> bool {
+        matches!(self, Op::Input | Op::Scalar | Op::Fill(_))
+    }
+
+    /// Pairs (result, operand) that share memory: the operation updates the operand.
+    pub fn in_place(&self) -> &'static [(usize, usize)] {
+        match self {
+            Op::Adam { .. } => &[(0, 0), (1, 2), (2, 3)],
+            Op::Sgd { .. } => &[(0, 0), (1, 2)],
+            _ => &[],
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The backward pass: weights are computed again from `lse`, tile by tile.
+
+use super::tile::{Left, multiply};
+use super::*;
+use crate::reduce::lane_sum;
+
+/// Arguments of [`attention_backward`].
+pub(super) struct Backward<'a, T> {
+    pub(super) shape: &'a AttentionShape<'a>,
+    pub(super) q: &'a [T],
+    pub(super) k: &'a [T],
+    pub(super) v: &'a [T],
+    pub(super) o: &'a [T],
+    pub(super) lse: &'a [T],
+    pub(super) d_o: &'a [T],
+    pub(super) dq: &'a mut [T],
+    pub(super) dk: &'a mut [T],
+    pub(super) dv: &'a mut [T],
+    pub(super) scratch: Scratch<'a, T>,
+}
+
+pick_register_rows!(Backward);
+
+/// Pieces of scratch: one head's keys, values and their gradients, and one tile of everything else.
+struct Tiles<'a, T> {
+    keys: &'a mut [T],
+    keys_transposed: &'a mut [T],
+    values_transposed: &'a mut [T],
+    dk: &'a mut [T],
+    dv: &'a mut [T],
+    queries: &'a mut [T],
+    d_out: &'a mut [T],
+    dq: &'a mut [T],
+    /// Scores, then weights after dropout.
+    weights: &'a mut [T],
+    /// Gradient by the weights, then by the scores.
+    d_scores: &'a mut [T],
+}
+
+impl<T: Float> Backward<'_, T> {
+    #[inline(always)]
+    fn run<const R: usize>(mut self) {
+        let shape = self.shape;
+        let width = shape.padded_head_dim();
+        let keys_len = shape.padded_keys() * width;
+        let mut tiles = Tiles {
+            keys: self.scratch.take(keys_len),
+            keys_transposed: self.scratch.take(keys_len),
+            values_transposed: self.scratch.take(keys_len),
+            dk: self.scratch.take(keys_len),
+            dv: self.scratch.take(keys_len),
+            queries: self.scratch.take(QUERIES * width),
+            d_out: self.scratch.take(QUERIES * width),
+            dq: self.scratch.take(QUERIES * width),
+            weights: self.scratch.take(QUERIES * KEYS),
+            d_scores: self.scratch.take(QUERIES * KEYS),
+        };
+        // Columns beyond head_dim are read as vector columns; they must stay finite.
+        tiles.queries.fill(T::ZERO);
+        tiles.d_out.fill(T::ZERO);
+        for batch in 0..shape.batch {
+            for kv in 0..shape.kv_heads {
+                pack_rows(shape, batch, kv, self.k, tiles.keys);
+                pack_transposed(shape, batch, kv, self.k, tiles.keys_transposed);
+                pack_transposed(shape, batch, kv, self.v, tiles.values_transposed);
+                tiles.dk.fill(T::ZERO);
+                tiles.dv.fill(T::ZERO);
+                for group in 0..shape.group {
+                    let head = Head { kv, group };
+                    let dropout = HeadDropout::new(shape, batch, head);
+                    for first in (0..shape.q_len).step_by(QUERIES) {
+                        self.query_tile::<R>(batch, head, first, dropout.as_ref(), &mut tiles);
+                    }
+                }
+                let head_dim = shape.head_dim;
+                for key in 0..shape.k_len {
+                    let at = shape.k_row(batch, key, kv) * head_dim;
+                    self.dk[at..][..head_dim].copy_from_slice(&tiles.dk[key * width..][..head_dim]);
+                    self.dv[at..][..head_dim].copy_from_slice(&tiles.dv[key * width..][..head_dim]);
+                }
+            }
+        }
+    }
+
+    /// All keys for up to [`QUERIES`] queries of one head.
+    #[inline(always)]
+    fn query_tile<const R: usize>(
+        &mut self,
+        batch: usize,
+        head: Head,
+        first: usize,
+        dropout: Option<&HeadDropout<T>>,
+        tiles: &mut Tiles<T>,
+    ) {
+        let shape = self.shape;
+        let (width, head_dim) = (shape.padded_head_dim(), shape.head_dim);
+        let rows = QUERIES.min(shape.q_len - first);
+        let scale = T::from_f64(shape.scale);
+        let mut lse = [T::ZERO; QUERIES];
+        // delta is sum_t p_t dp_t for each query, which equals d_o . o also under dropout.
+        let mut delta = [T::ZERO; QUERIES];
+        for i in 0..rows {
+            let row = shape.q_row(batch, first + i, head);
+            let range = row * head_dim..(row + 1) * head_dim;
+            let q = &self.q[range.clone()];
+            let (o, d_o) = (&self.o[range.clone()], &self.d_o[range]);
+            for (to, &q) in tiles.queries[i * width..].iter_mut().zip(q) {
+                *to = q * scale;
+            }
+            tiles.d_out[i * width..][..head_dim].copy_from_slice(d_o);
+            delta[i] = T::from_f64(lane_sum(
+                [o, d_o],
+                #[inline(always)]
+                |[o, d]| o.to_f64() * d.to_f64(),
+            ));
+            // Queries that see no key: their scores are all -inf, and so stay with any finite shift.
+            if self.lse[row] != T::NEG_INFINITY {
+                lse[i] = self.lse[row];
+            }
+        }
+        tiles.dq[..rows * width].fill(T::ZERO);
+        let (limits, lowest, highest) = shape.limits(first, rows);
+        for start in (0..shape.k_len).step_by(KEYS) {
+            let keys = KeyTile::new(shape, start);
+            if keys.lowest >= highest {
+                continue; // Padding, or in the future of every query of the tile.
+            }
+            let extents = [rows, keys.columns, head_dim];
+            let (packed, scores) = (start * width, KEYS);
+            multiply::<T, R>(
+                extents,
+                rows_of(tiles.queries, width),
+                &tiles.keys_transposed[packed..],
+                KEYS,
+                tiles.weights,
+                scores,
+                false,
+            );
+            multiply::<T, R>(
+                extents,
+                rows_of(tiles.d_out, width),
+                &tiles.values_transposed[packed..],
+                KEYS,
+                tiles.d_scores,
+                scores,
+                false,
+            );
+            for i in 0..rows {
+                let weights = &mut tiles.weights[i * KEYS..][..keys.columns];
+                let d_scores = &mut tiles.d_scores[i * KEYS..][..keys.columns];
+                if keys.highest >= lowest {
+                    keys.mask(limits[i], weights);
+                }
+                let (lse, delta) = (lse[i], delta[i]);
+                if let Some(dropout) = dropout {
+                    let factors = dropout.factors(first + i, &keys);
+                    for ((w, d), &factor) in weights.iter_mut().zip(d_scores).zip(&factors) {
+                        let p = Float::exp(*w - lse);
+                        *d = p * (*d * factor - delta);
+                        *w = p * factor;
+                    }
+                } else {
+                    for (w, d) in weights.iter_mut().zip(d_scores) {
+                        let p = Float::exp(*w - lse);
+                        *d = p * (*d - delta);
+                        *w = p;
+                    }
+                }
+            }
+            let by_key = [keys.len, width, rows];
+            multiply::<T, R>(
+                by_key,
+                columns_of(tiles.weights),
+                tiles.d_out,
+                width,
+                &mut tiles.dv[packed..],
+                width,
+                true,
+            );
+            // The queries are already scaled, so dk needs no factor.
+            multiply::<T, R>(
+                by_key,
+                columns_of(tiles.d_scores),
+                tiles.queries,
+                width,
+                &mut tiles.dk[packed..],
+                width,
+                true,
+            );
+            multiply::<T, R>(
+                [rows, width, keys.len],
+                rows_of(tiles.d_scores, KEYS),
+                &tiles.keys[packed..],
+                width,
+                tiles.dq,
+                width,
+                true,
+            );
+        }
+        for i in 0..rows {
+            let row = shape.q_row(batch, first + i, head);
+            let dq = &mut self.dq[row * head_dim..][..head_dim];
+            for (dq, &x) in dq.iter_mut().zip(&tiles.dq[i * width..]) {
+                *dq = x * scale;
+            }
+        }
+    }
+}
+
+/// A tile as a left operand.
+#[inline(always)]
+fn rows_of<T>(data: &[T], row_stride: usize) -> Left<'_, T> {
+    Left { data, row_stride, depth_stride: 1 }
+}
+
+/// A tile of scores, transposed, as a left operand.
+#[inline(always)]
+fn columns_of<T>(data: &[T]) -> Left<'_, T> {
+    Left { data, row_stride: 1, depth_stride: KEYS }
+}

@@ -1,0 +1,173 @@
+//! The forward pass: online softmax over tiles of keys.
+
+use super::tile::{COLUMNS, Left, multiply};
+use super::*;
+
+/// Arguments of [`attention_forward`].
+pub(super) struct Forward<'a, T> {
+    pub(super) shape: &'a AttentionShape<'a>,
+    pub(super) q: &'a [T],
+    pub(super) k: &'a [T],
+    pub(super) v: &'a [T],
+    pub(super) o: &'a mut [T],
+    pub(super) lse: &'a mut [T],
+    pub(super) scratch: Scratch<'a, T>,
+}
+
+pick_register_rows!(Forward);
+
+/// Pieces of scratch: one head's keys and values, and one tile of everything else.
+struct Tiles<'a, T> {
+    keys_transposed: &'a mut [T],
+    values: &'a mut [T],
+    queries: &'a mut [T],
+    scores: &'a mut [T],
+    out: &'a mut [T],
+}
+
+impl<T: Float> Forward<'_, T> {
+    #[inline(always)]
+    fn run<const R: usize>(mut self) {
+        let shape = self.shape;
+        let width = shape.padded_head_dim();
+        let mut tiles = Tiles {
+            keys_transposed: self.scratch.take(shape.padded_keys() * width),
+            values: self.scratch.take(shape.padded_keys() * width),
+            queries: self.scratch.take(QUERIES * width),
+            scores: self.scratch.take(QUERIES * KEYS),
+            out: self.scratch.take(QUERIES * width),
+        };
+        for batch in 0..shape.batch {
+            for kv in 0..shape.kv_heads {
+                pack_transposed(shape, batch, kv, self.k, tiles.keys_transposed);
+                pack_rows(shape, batch, kv, self.v, tiles.values);
+                for group in 0..shape.group {
+                    let head = Head { kv, group };
+                    let dropout = HeadDropout::new(shape, batch, head);
+                    for first in (0..shape.q_len).step_by(QUERIES) {
+                        self.query_tile::<R>(batch, head, first, dropout.as_ref(), &mut tiles);
+                    }
+                }
+            }
+        }
+    }
+
+    /// All keys for up to [`QUERIES`] queries of one head.
+    #[inline(always)]
+    fn query_tile<const R: usize>(
+        &mut self,
+        batch: usize,
+        head: Head,
+        first: usize,
+        dropout: Option<&HeadDropout<T>>,
+        tiles: &mut Tiles<T>,
+    ) {
+        let shape = self.shape;
+        let (width, head_dim) = (shape.padded_head_dim(), shape.head_dim);
+        let rows = QUERIES.min(shape.q_len - first);
+        let scale = T::from_f64(shape.scale);
+        for i in 0..rows {
+            let q = &self.q[shape.q_row(batch, first + i, head) * head_dim..][..head_dim];
+            for (to, &q) in tiles.queries[i * width..].iter_mut().zip(q) {
+                *to = q * scale;
+            }
+        }
+        tiles.out[..rows * width].fill(T::ZERO);
+        let mut max = [T::NEG_INFINITY; QUERIES];
+        let mut sum = [T::ZERO; QUERIES];
+        let (limits, lowest, highest) = shape.limits(first, rows);
+        for start in (0..shape.k_len).step_by(KEYS) {
+            let keys = KeyTile::new(shape, start);
+            if keys.lowest >= highest {
+                continue; // Padding, or in the future of every query of the tile.
+            }
+            let queries = Left { data: tiles.queries, row_stride: width, depth_stride: 1 };
+            multiply::<T, R>(
+                [rows, keys.columns, head_dim],
+                queries,
+                &tiles.keys_transposed[start * width..],
+                KEYS,
+                tiles.scores,
+                KEYS,
+                false,
+            );
+            for i in 0..rows {
+                let scores = &mut tiles.scores[i * KEYS..][..keys.columns];
+                if keys.highest >= lowest {
+                    keys.mask(limits[i], scores);
+                }
+                let shrink = online_softmax(scores, &mut max[i], &mut sum[i]);
+                if let Some(dropout) = dropout {
+                    let factors = dropout.factors(first + i, &keys);
+                    for (p, &factor) in scores.iter_mut().zip(&factors) {
+                        *p *= factor;
+                    }
+                }
+                if shrink != T::ONE {
+                    for o in &mut tiles.out[i * width..][..width] {
+                        *o *= shrink;
+                    }
+                }
+            }
+            let weights = Left { data: tiles.scores, row_stride: KEYS, depth_stride: 1 };
+            multiply::<T, R>(
+                [rows, width, keys.len],
+                weights,
+                &tiles.values[start * width..],
+                width,
+                tiles.out,
+                width,
+                true,
+            );
+        }
+        for i in 0..rows {
+            let row = shape.q_row(batch, first + i, head);
+            let unseen = sum[i] == T::ZERO;
+            let inverse = if unseen { T::ZERO } else { T::ONE / sum[i] };
+            self.lse[row] = if unseen { T::NEG_INFINITY } else { max[i] + Float::ln(sum[i]) };
+            let o = &mut self.o[row * head_dim..][..head_dim];
+            for (o, &x) in o.iter_mut().zip(&tiles.out[i * width..]) {
+                *o = x * inverse;
+            }
+        }
+    }
+}
+
+/// Turns scores into exp(score - running maximum), brings `max` and `sum` up to date, and returns the
+/// factor by which earlier sums over this row shrink.
+#[inline(always)]
+fn online_softmax<T: Float>(scores: &mut [T], max: &mut T, sum: &mut T) -> T {
+    let (scores, _) = scores.as_chunks_mut::<COLUMNS>();
+    let mut lanes = [T::NEG_INFINITY; COLUMNS];
+    for scores in scores.iter() {
+        for (lane, &s) in lanes.iter_mut().zip(scores) {
+            *lane = s.max(*lane);
+        }
+    }
+    let mut new_max = *max;
+    for lane in lanes {
+        new_max = lane.max(new_max);
+    }
+    // While no key was seen every score is -inf (or NaN): shift by 0, not by -inf, so that the
+    // weights become 0 (or NaN).
+    let shift = if new_max == T::NEG_INFINITY { T::ZERO } else { new_max };
+    let mut lanes = [T::ZERO; COLUMNS];
+    for scores in scores {
+        for (lane, s) in lanes.iter_mut().zip(scores) {
+            *s = Float::exp(*s - shift);
+            *lane += *s;
+        }
+    }
+    let shrink = Float::exp(*max - shift);
+    let mut total = *sum * shrink;
+    let mut half = COLUMNS / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    total += lanes[0];
+    (*max, *sum) = (new_max, total);
+    shrink
+}

@@ -1,0 +1,356 @@
+//! Flash attention: softmax(scale Q K^T) V in tiles, never holding queries x keys.
+//!
+//! Here: what a call is told (`AttentionShape`), which keys a query may see, the entry points.
+//! `tile` multiplies small tiles, `forward` and `backward` are the two passes.
+//!
+//! Source: Dao et al., "FlashAttention", 2022; Dao, "FlashAttention-2", 2023.
+
+mod backward;
+mod forward;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use crate::float::Float;
+use crate::random::{DropoutRule, Key};
+use pulp::{Simd, WithSimd};
+use tile::COLUMNS;
+
+/// Queries per tile and keys per tile: a tile of scores and its operands stay in the L1/L2 cache.
+const QUERIES: usize = 64;
+const KEYS: usize = 64;
+
+/// Extents of an attention call and the global indices behind its local positions.
+///
+/// # Shape
+/// `q`, `o` and their gradients `[batch, q_len, kv_heads, group, head_dim]`; `k`, `v` and theirs
+/// `[batch, k_len, kv_heads, head_dim]`; `lse` `[batch, q_len, kv_heads, group]`. All extents local.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape<'a> {
+    /// Sequences.
+    pub batch: usize,
+    /// Queries per sequence.
+    pub q_len: usize,
+    /// Keys per sequence.
+    pub k_len: usize,
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Query heads per key-value head.
+    pub group: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Global position of each local query, `[q_len]`.
+    pub q_index: &'a [u32],
+    /// Global position of each local key, `[k_len]`.
+    pub k_index: &'a [u32],
+    /// Global number of keys: a key whose index reaches it is padding and never seen.
+    pub k_size: usize,
+    /// Whether a query sees only keys at or before its own global position.
+    pub causal: bool,
+    /// Factor of the scores, usually 1 / sqrt(head_dim).
+    pub scale: f64,
+    /// Dropout of attention weights.
+    pub dropout: Option<AttentionDropout<'a>>,
+}
+
+/// Dropout of attention weights after softmax, by global (batch, kv head, group, query, key) index.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionDropout<'a> {
+    /// Probability that a weight is dropped.
+    pub p: f64,
+    /// Random stream of this op and step.
+    pub key: Key,
+    /// Global index of each local sequence, `[batch]`.
+    pub batch_index: &'a [u32],
+    /// Global index of each local key-value head, `[kv_heads]`.
+    pub kv_index: &'a [u32],
+    /// Global index of each local group member, `[group]`.
+    pub group_index: &'a [u32],
+    /// Global number of key-value heads.
+    pub kv_heads: usize,
+    /// Global group size.
+    pub group: usize,
+    /// Global number of queries.
+    pub q_size: usize,
+    /// Global number of keys.
+    pub k_size: usize,
+}
+
+/// Elements of scratch that either pass needs: O(k_len head_dim), for one head at a time.
+pub fn attention_scratch(shape: &AttentionShape) -> usize {
+    // The backward pass needs more than the forward: five copies of a head's keys or values, three
+    // of a tile of queries, two tiles of scores; and slack to align the start.
+    let width = shape.padded_head_dim();
+    5 * shape.padded_keys() * width + 3 * QUERIES * width + 2 * QUERIES * KEYS + COLUMNS
+}
+
+/// `o = dropout(softmax(scale q k^T)) v`, and `lse`, the logarithm of each softmax's denominator.
+///
+/// A query that sees no key gets `o = 0` and `lse = -inf`. Keys and values at padding positions are
+/// never read as numbers. `scratch` holds at least [`attention_scratch`] elements, contents ignored.
+pub fn attention_forward<T: Float>(
+    shape: &AttentionShape,
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    o: &mut [T],
+    lse: &mut [T],
+    scratch: &mut [T],
+) {
+    shape.check(q.len(), k.len(), lse.len());
+    assert!(v.len() == k.len() && o.len() == q.len(), "v like k, o like q");
+    let scratch = Scratch::new(shape, scratch);
+    pulp::Arch::new().dispatch(forward::Forward { shape, q, k, v, o, lse, scratch });
+}
+
+/// The gradients of [`attention_forward`] by `q`, `k` and `v`, all overwritten.
+///
+/// `o` and `lse` are the forward's results; weights are computed again from them. `dk` and `dv` are
+/// summed over local queries and group members, in one fixed order.
+pub fn attention_backward<T: Float>(
+    shape: &AttentionShape,
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    o: &[T],
+    lse: &[T],
+    d_o: &[T],
+    dq: &mut [T],
+    dk: &mut [T],
+    dv: &mut [T],
+    scratch: &mut [T],
+) {
+    shape.check(q.len(), k.len(), lse.len());
+    assert!(v.len() == k.len() && dk.len() == k.len() && dv.len() == k.len(), "v, dk, dv like k");
+    assert!(o.len() == q.len() && d_o.len() == q.len() && dq.len() == q.len(), "o, d_o, dq like q");
+    let scratch = Scratch::new(shape, scratch);
+    pulp::Arch::new().dispatch(backward::Backward { shape, q, k, v, o, lse, d_o, dq, dk, dv, scratch });
+}
+
+impl AttentionShape<'_> {
+    fn check(&self, q: usize, k: usize, lse: usize) {
+        let rows = self.batch * self.q_len * self.kv_heads * self.group;
+        assert_eq!(q, rows * self.head_dim, "q has the wrong length");
+        assert_eq!(lse, rows, "lse has the wrong length");
+        let k_rows = self.batch * self.k_len * self.kv_heads;
+        assert_eq!(k, k_rows * self.head_dim, "k has the wrong length");
+        assert_eq!(self.q_index.len(), self.q_len, "q_index");
+        assert_eq!(self.k_index.len(), self.k_len, "k_index");
+        assert!(u32::try_from(self.k_size).is_ok(), "sequences have fewer than 2^32 keys");
+        if let Some(dropout) = &self.dropout {
+            assert_eq!(dropout.batch_index.len(), self.batch, "batch_index");
+            assert_eq!(dropout.kv_index.len(), self.kv_heads, "kv_index");
+            assert_eq!(dropout.group_index.len(), self.group, "group_index");
+        }
+    }
+
+    /// The head width rounded up to whole vector columns.
+    fn padded_head_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(COLUMNS)
+    }
+
+    /// The number of local keys rounded up to whole tiles.
+    fn padded_keys(&self) -> usize {
+        self.k_len.next_multiple_of(KEYS)
+    }
+
+    /// Offset of a query row in `q` and in `o`, in rows; `lse` is indexed by it directly.
+    #[inline(always)]
+    fn q_row(&self, batch: usize, query: usize, head: Head) -> usize {
+        ((batch * self.q_len + query) * self.kv_heads + head.kv) * self.group + head.group
+    }
+
+    /// Offset of a key row in `k` and in `v`, in rows.
+    #[inline(always)]
+    fn k_row(&self, batch: usize, key: usize, kv: usize) -> usize {
+        (batch * self.k_len + key) * self.kv_heads + kv
+    }
+
+    /// One past the last global key index that a local query sees.
+    #[inline(always)]
+    fn limit(&self, query: usize) -> u32 {
+        let size = self.k_size as u32;
+        if self.causal { self.q_index[query].saturating_add(1).min(size) } else { size }
+    }
+
+    /// The limits of up to [`QUERIES`] queries from `first`, and their smallest and largest.
+    #[inline(always)]
+    fn limits(&self, first: usize, rows: usize) -> ([u32; QUERIES], u32, u32) {
+        let mut limits = [0; QUERIES];
+        let (mut low, mut high) = (u32::MAX, 0);
+        for (i, limit) in limits.iter_mut().enumerate().take(rows) {
+            *limit = self.limit(first + i);
+            low = low.min(*limit);
+            high = high.max(*limit);
+        }
+        (limits, low, high)
+    }
+}
+
+/// A local query head.
+#[derive(Clone, Copy)]
+struct Head {
+    kv: usize,
+    group: usize,
+}
+
+/// The global indices of a tile of keys.
+struct KeyTile {
+    /// First local key.
+    first: usize,
+    /// Keys in the tile.
+    len: usize,
+    /// `len` rounded up to whole vector columns; the columns beyond `len` are masked.
+    columns: usize,
+    index: [u32; KEYS],
+    lowest: u32,
+    highest: u32,
+}
+
+impl KeyTile {
+    #[inline(always)]
+    fn new(shape: &AttentionShape, first: usize) -> Self {
+        let len = KEYS.min(shape.k_len - first);
+        let columns = len.next_multiple_of(COLUMNS);
+        // No limit exceeds u32::MAX, so this index is never seen.
+        let mut index = [u32::MAX; KEYS];
+        index[..len].copy_from_slice(&shape.k_index[first..][..len]);
+        let (mut lowest, mut highest) = (u32::MAX, 0);
+        for &i in &index[..columns] {
+            lowest = lowest.min(i);
+            highest = highest.max(i);
+        }
+        KeyTile { first, len, columns, index, lowest, highest }
+    }
+
+    /// Sets the scores of unseen keys to -inf.
+    #[inline(always)]
+    fn mask<T: Float>(&self, limit: u32, scores: &mut [T]) {
+        for (score, &index) in scores.iter_mut().zip(&self.index) {
+            *score = if index < limit { *score } else { T::NEG_INFINITY };
+        }
+    }
+}
+
+/// Dropout of one head's weights: gives rows of factors 0 or 1 / (1 - p).
+struct HeadDropout<'a, T> {
+    rule: DropoutRule<T>,
+    key: Key,
+    /// Global linear index of this head's (query 0, key 0).
+    start: u64,
+    k_size: u64,
+    q_index: &'a [u32],
+}
+
+impl<'a, T: Float> HeadDropout<'a, T> {
+    #[inline(always)]
+    fn new(shape: &AttentionShape<'a>, batch: usize, head: Head) -> Option<Self> {
+        let dropout = shape.dropout.as_ref()?;
+        let outer = u64::from(dropout.batch_index[batch]) * dropout.kv_heads as u64
+            + u64::from(dropout.kv_index[head.kv]);
+        let outer = outer * dropout.group as u64 + u64::from(dropout.group_index[head.group]);
+        Some(HeadDropout {
+            rule: DropoutRule::new(dropout.p),
+            key: dropout.key,
+            start: outer * dropout.q_size as u64 * dropout.k_size as u64,
+            k_size: dropout.k_size as u64,
+            q_index: shape.q_index,
+        })
+    }
+
+    #[inline(always)]
+    fn factors(&self, query: usize, keys: &KeyTile) -> [T; KEYS] {
+        let row = self.start + u64::from(self.q_index[query]) * self.k_size;
+        let mut factors = [T::ONE; KEYS];
+        self.rule.factors(&self.key, row, &keys.index, &mut factors);
+        factors
+    }
+}
+
+/// Hands out consecutive pieces of the caller's scratch, the first one aligned to a cache line.
+struct Scratch<'a, T>(&'a mut [T]);
+
+impl<'a, T: Float> Scratch<'a, T> {
+    fn new(shape: &AttentionShape, scratch: &'a mut [T]) -> Self {
+        assert!(scratch.len() >= attention_scratch(shape), "scratch is too small");
+        let skip = scratch.as_ptr().align_offset(64).min(COLUMNS);
+        Scratch(&mut scratch[skip..])
+    }
+
+    #[inline(always)]
+    fn take(&mut self, len: usize) -> &'a mut [T] {
+        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(len);
+        self.0 = rest;
+        piece
+    }
+}
+
+/// Copies one head's rows into tiles `[tile][head_dim][KEYS]`, transposed, zeros for padding keys.
+#[inline(always)]
+fn pack_transposed<T: Float>(shape: &AttentionShape, batch: usize, kv: usize, x: &[T], out: &mut [T]) {
+    let tile_len = shape.padded_head_dim() * KEYS;
+    for (tile, out) in out.chunks_exact_mut(tile_len).enumerate() {
+        for column in 0..KEYS {
+            let key = tile * KEYS + column;
+            let real = key < shape.k_len && (shape.k_index[key] as usize) < shape.k_size;
+            if real {
+                let row = &x[shape.k_row(batch, key, kv) * shape.head_dim..][..shape.head_dim];
+                for (d, &x) in row.iter().enumerate() {
+                    out[d * KEYS + column] = x;
+                }
+            } else {
+                for d in 0..shape.head_dim {
+                    out[d * KEYS + column] = T::ZERO;
+                }
+            }
+        }
+    }
+}
+
+/// Copies one head's rows to `[padded_keys, padded_head_dim]`, zeros for padding.
+#[inline(always)]
+fn pack_rows<T: Float>(shape: &AttentionShape, batch: usize, kv: usize, x: &[T], out: &mut [T]) {
+    for (key, out) in out.chunks_exact_mut(shape.padded_head_dim()).enumerate() {
+        let real = key < shape.k_len && (shape.k_index[key] as usize) < shape.k_size;
+        if real {
+            let row = &x[shape.k_row(batch, key, kv) * shape.head_dim..][..shape.head_dim];
+            out[..shape.head_dim].copy_from_slice(row);
+            out[shape.head_dim..].fill(T::ZERO);
+        } else {
+            out.fill(T::ZERO);
+        }
+    }
+}
+
+/// Rows of a register tile: as many as leave a few vector registers for operands.
+#[inline(always)]
+const fn register_rows<S: Simd, T>() -> usize {
+    let lanes = if size_of::<T>() == 4 { S::F32_LANES } else { S::F64_LANES };
+    let vectors_per_row = COLUMNS.div_ceil(lanes);
+    match (S::REGISTER_COUNT - 4) / vectors_per_row {
+        12.. => 12,
+        6.. => 6,
+        3.. => 3,
+        _ => 1,
+    }
+}
+
+/// Implements `WithSimd` for a pass: picks the register tile that suits the instruction set.
+macro_rules! pick_register_rows {
+    ($pass:ident) => {
+        impl<T: Float> WithSimd for $pass<'_, T> {
+            type Output = ();
+
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) {
+                match register_rows::<S, T>() {
+                    12 => self.run::<12>(),
+                    6 => self.run::<6>(),
+                    3 => self.run::<3>(),
+                    _ => self.run::<1>(),
+                }
+            }
+        }
+    };
+}
+use pick_register_rows;

@@ -1,0 +1,269 @@
+//! Random numbers by counter, and dropout: each value is a pure function of a key and a global
+//! element index, so masks and initial weights do not depend on how tensors are split.
+//!
+//! Source: Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
+
+use crate::float::{Float, vectorised};
+
+/// A stable 64-bit hash of a name, computed once; [`NamedKey::at`] makes keys of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NamedKey(u64);
+
+impl NamedKey {
+    /// The key of the stream `name` at a step of a run with this seed. Steps stay below 2^56.
+    pub const fn at(self, seed: u64, step: u64) -> Key {
+        Key { key: mix(mix(seed) ^ self.0), step }
+    }
+}
+
+/// A stream of random numbers, indexed by global element index.
+///
+/// Distinct steps never share values; distinct (seed, name) pairs collide with probability 2^-64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    key: u64,
+    step: u64,
+}
+
+/// Which of a key's separate streams: the top byte of the counter.
+const BITS: u64 = 0;
+const UNIFORM: u64 = 1 << 56;
+const NORMAL: u64 = 2 << 56;
+
+impl Key {
+    /// The key of the stream `name` at a step of a run with this seed.
+    pub const fn new(seed: u64, step: u64, name: &str) -> Key {
+        Key::for_name(name).at(seed, step)
+    }
+
+    /// The part of a key that depends on the name alone (FNV-1a of its UTF-8 bytes).
+    pub const fn for_name(name: &str) -> NamedKey {
+        let bytes = name.as_bytes();
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        let mut i = 0;
+        while i < bytes.len() {
+            hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+            i += 1;
+        }
+        NamedKey(hash)
+    }
+
+    /// 32 random bits for element `index`.
+    #[inline(always)]
+    pub fn bits(&self, index: u64) -> u32 {
+        self.block(BITS, index >> 2)[(index & 3) as usize]
+    }
+
+    /// A uniform value in [0, 1) for element `index`, with 53 random bits.
+    #[inline]
+    pub fn uniform(&self, index: u64) -> f64 {
+        let words = self.block(UNIFORM, index >> 1);
+        let at = (index & 1) as usize * 2;
+        unit(words[at], words[at + 1])
+    }
+
+    /// A standard normal value for element `index`, by the Box-Muller transform.
+    ///
+    /// Uses the platform's `ln` and `cos`: the last bit may differ between C libraries.
+    #[inline]
+    pub fn normal(&self, index: u64) -> f64 {
+        let words = self.block(NORMAL, index);
+        // 1 - u lies in (0, 1], so the logarithm is finite.
+        let radius = (-2.0 * (1.0 - unit(words[0], words[1])).ln()).sqrt();
+        radius * (std::f64::consts::TAU * unit(words[2], words[3])).cos()
+    }
+
+    #[inline(always)]
+    fn block(&self, stream: u64, block: u64) -> [u32; 4] {
+        let high = self.step ^ stream;
+        philox(
+            [block as u32, (block >> 32) as u32, high as u32, (high >> 32) as u32],
+            [self.key as u32, (self.key >> 32) as u32],
+        )
+    }
+}
+
+/// The finaliser of SplitMix64: a bijection that spreads every input bit.
+const fn mix(mut z: u64) -> u64 {
+    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// 53 bits of two words as a value in [0, 1).
+fn unit(low: u32, high: u32) -> f64 {
+    let bits = (u64::from(high) << 32 | u64::from(low)) >> 11;
+    bits as f64 * (1.0 / (1_u64 << 53) as f64)
+}
+
+/// The Philox4x32-10 bijection.
+#[inline(always)]
+fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for round in 0..10 {
+        if round > 0 {
+            key[0] = key[0].wrapping_add(0x9e37_79b9);
+            key[1] = key[1].wrapping_add(0xbb67_ae85);
+        }
+        let p0 = u64::from(counter[0]) * 0xd251_1f53;
+        let p1 = u64::from(counter[2]) * 0xcd9e_8d57;
+        counter = [
+            (p1 >> 32) as u32 ^ counter[1] ^ key[0],
+            p1 as u32,
+            (p0 >> 32) as u32 ^ counter[3] ^ key[1],
+            p0 as u32,
+        ];
+    }
+    counter
+}
+
+/// The rule of inverted dropout: keep an element if its 32 bits reach the threshold.
+#[derive(Clone, Copy)]
+pub(crate) struct DropoutRule<T> {
+    /// p 2^32, up to 2^32 itself: at p = 1 nothing is kept.
+    threshold: u64,
+    /// 1 / (1 - p).
+    keep_scale: T,
+}
+
+impl<T: Float> DropoutRule<T> {
+    pub(crate) fn new(p: f64) -> Self {
+        assert!((0.0..=1.0).contains(&p), "dropout probability {p}");
+        DropoutRule { threshold: (p * 4_294_967_296.0) as u64, keep_scale: T::from_f64(1.0 / (1.0 - p)) }
+    }
+
+    /// Writes 1 / (1 - p) for kept and 0 for dropped elements of a row.
+    ///
+    /// The element at `i` has the global index `row_index + inner_index[i]`.
+    #[inline(always)]
+    pub(crate) fn factors(&self, key: &Key, row_index: u64, inner_index: &[u32], factors: &mut [T]) {
+        for (factor, &inner) in factors.iter_mut().zip(inner_index) {
+            let bits = key.bits(row_index.wrapping_add(u64::from(inner)));
+            *factor = if u64::from(bits) < self.threshold { T::ZERO } else { self.keep_scale };
+        }
+    }
+}
+
+/// Inverted dropout: `x / (1 - p)` or 0. The same call on the gradient is the backward.
+///
+/// # Shape
+/// `x`, `out` `[rows, width]` with width the length of `inner_index`, the global indices along the
+/// last dim; `index_of_row` gives the global linear index of a row's element with inner index 0.
+pub fn dropout<T: Float>(
+    x: &[T],
+    out: &mut [T],
+    p: f64,
+    key: &Key,
+    index_of_row: impl Fn(usize) -> u64,
+    inner_index: &[u32],
+) {
+    assert_eq!(x.len(), out.len(), "lengths differ");
+    let width = inner_index.len();
+    if x.is_empty() {
+        return;
+    }
+    assert!(x.len().is_multiple_of(width), "x is not whole rows");
+    let rule = DropoutRule::new(p);
+    vectorised(
+        #[inline(always)]
+        || {
+            let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
+            for (row, (x, out)) in rows.enumerate() {
+                rule.factors(key, index_of_row(row), inner_index, out);
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = if *out == T::ZERO { T::ZERO } else { x * *out };
+                }
+            }
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn philox_gives_the_published_answers() {
+        // Known-answer vectors of Random123 (kat_vectors, philox4x32 10).
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+        assert_eq!(
+            philox([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
+            [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
+        );
+    }
+
+    #[test]
+    fn moments_are_right_and_streams_differ() {
+        let key = Key::new(7, 3, "layers.0.weight");
+        assert_eq!(key, Key::for_name("layers.0.weight").at(7, 3));
+        let n = 200_000;
+        let moments = |f: &dyn Fn(u64) -> f64| {
+            let mean = (0..n).map(f).sum::<f64>() / n as f64;
+            let var = (0..n).map(|i| (f(i) - mean).powi(2)).sum::<f64>() / n as f64;
+            (mean, var)
+        };
+        let (mean, var) = moments(&|i| key.normal(i));
+        assert!(mean.abs() < 0.01 && (var - 1.0).abs() < 0.02, "{mean} {var}");
+        let (mean, var) = moments(&|i| key.uniform(i));
+        assert!((mean - 0.5).abs() < 0.003 && (var - 1.0 / 12.0).abs() < 0.001);
+        for other in [
+            Key::new(8, 3, "layers.0.weight"),
+            Key::new(7, 4, "layers.0.weight"),
+            Key::new(7, 3, "layers.1.weight"),
+        ] {
+            let same = (0..1000).filter(|&i| key.bits(i) == other.bits(i)).count();
+            assert!(same < 3);
+            let correlation = moments(&|i| key.normal(i) * other.normal(i)).0;
+            assert!(correlation.abs() < 0.01);
+        }
+    }
+
+    #[test]
+    fn the_stream_never_changes() {
+        // Checkpoints and golden losses rest on these values.
+        let key = Key::new(1, 2, "golden");
+        let bits: Vec<u32> = (0..5).map(|i| key.bits(i)).collect();
+        assert_eq!(bits, [333239656, 1836242049, 1295327953, 1463836967, 288602151]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_mask_does_not_depend_on_the_split(
+            rows in 1usize..6, width in 1usize..40, ways in 1usize..4, p in 0.0f64..1.0,
+        ) {
+            let key = Key::new(5, 6, "mask");
+            let x = vec![1.0_f32; rows * width];
+            let all: Vec<u32> = (0..width as u32).collect();
+            let mut whole = vec![f32::NAN; x.len()];
+            dropout(&x, &mut whole, p, &key, |r| (r * width) as u64, &all);
+            for (i, &y) in whole.iter().enumerate() {
+                let keep = f64::from(key.bits(i as u64)) >= (p * 4_294_967_296.0).floor();
+                prop_assert_eq!(y, if keep { (1.0 / (1.0 - p)) as f32 } else { 0.0 });
+            }
+            for shard in 0..ways {
+                // Columns strided over `ways`, rows taken in reverse.
+                let mine: Vec<u32> = (shard as u32..width as u32).step_by(ways).collect();
+                let x = vec![1.0_f32; rows * mine.len()];
+                let mut part = vec![f32::NAN; x.len()];
+                dropout(&x, &mut part, p, &key, |r| ((rows - 1 - r) * width) as u64, &mine);
+                for r in 0..rows {
+                    for (c, &column) in mine.iter().enumerate() {
+                        prop_assert_eq!(part[r * mine.len() + c], whole[(rows - 1 - r) * width + column as usize]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn certain_dropout_drops_all_even_nan() {
+        let key = Key::new(0, 0, "all");
+        let mut out = [1.0_f32; 4];
+        dropout(&[f32::NAN, 1.0, 2.0, 3.0], &mut out, 1.0, &key, |_| 0, &[0, 1, 2, 3]);
+        assert_eq!(out, [0.0; 4]);
+        dropout(&[f32::NAN, 1.0, 2.0, 3.0], &mut out, 0.0, &key, |_| 0, &[0, 1, 2, 3]);
+        assert!(out[0].is_nan() && out[1..] == [1.0, 2.0, 3.0]);
+    }
+}

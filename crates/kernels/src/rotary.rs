@@ -1,0 +1,107 @@
+//! Rotary position embedding. Frequencies are plain powers; no scaling schemes for long contexts.
+
+use crate::float::{Float, vectorised};
+use crate::math;
+
+/// Pairs rotated at a time; their frequencies, sines and cosines sit on the stack.
+const PAIRS: usize = 32;
+
+/// Rotates pairs (i, i + head_dim/2) of each head by position * theta^(-2i / head_dim).
+///
+/// `inverse` rotates back, which is also the gradient. Angles are computed in `f64`.
+///
+/// # Shape
+/// `x`, `out` `[rows, heads, head_dim]`, head_dim even; `positions` `[rows]`.
+///
+/// # Source
+/// Su et al., "RoFormer", 2021, with the half-split pairing of Hugging Face's Llama.
+pub fn rotary<T: Float>(
+    x: &[T],
+    positions: &[i32],
+    heads: usize,
+    head_dim: usize,
+    theta: f64,
+    inverse: bool,
+    out: &mut [T],
+) {
+    let row_len = heads * head_dim;
+    assert_eq!(x.len(), positions.len() * row_len, "x has the wrong length");
+    assert_eq!(out.len(), x.len(), "out has the wrong length");
+    assert!(head_dim.is_multiple_of(2), "head_dim must be even");
+    let half = head_dim / 2;
+    let direction = if inverse { -1.0 } else { 1.0 };
+    for start in (0..half).step_by(PAIRS) {
+        let width = PAIRS.min(half - start);
+        let mut frequency = [0.0; PAIRS];
+        for (i, f) in frequency.iter_mut().enumerate().take(width) {
+            *f = direction * theta.powf(-2.0 * (start + i) as f64 / head_dim as f64);
+        }
+        vectorised(
+            #[inline(always)]
+            || {
+                let (mut cos, mut sin) = ([T::ZERO; PAIRS], [T::ZERO; PAIRS]);
+                for (row, &position) in positions.iter().enumerate() {
+                    let position = f64::from(position);
+                    for ((c, s), f) in cos.iter_mut().zip(&mut sin).zip(&frequency) {
+                        let (sine, cosine) = math::sin_cos(position * f);
+                        (*s, *c) = (T::from_f64(sine), T::from_f64(cosine));
+                    }
+                    for head in 0..heads {
+                        let at = row * row_len + head * head_dim + start;
+                        let first = &x[at..][..width];
+                        let second = &x[at + half..][..width];
+                        let (out_first, out_second) = out[at..][..half + width].split_at_mut(half);
+                        let (out_first, out_second) = (&mut out_first[..width], &mut out_second[..width]);
+                        for i in 0..width {
+                            let (a, b) = (first[i], second[i]);
+                            out_first[i] = a * cos[i] - b * sin[i];
+                            out_second[i] = b * cos[i] + a * sin[i];
+                        }
+                    }
+                }
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, poisoned, random};
+    use proptest::prelude::*;
+
+    fn check<T: Float>(positions: &[i32], heads: usize, half: usize, tolerance: f64) {
+        let (head_dim, theta) = (2 * half, 10_000.0_f64);
+        let x: Vec<T> = random(1, positions.len() * heads * head_dim);
+        let mut expected = vec![0.0; x.len()];
+        for (row, &position) in positions.iter().enumerate() {
+            for head in 0..heads {
+                let at = (row * heads + head) * head_dim;
+                for i in 0..half {
+                    let angle = f64::from(position) * theta.powf(-2.0 * i as f64 / head_dim as f64);
+                    let (a, b) = (x[at + i].to_f64(), x[at + half + i].to_f64());
+                    expected[at + i] = a * angle.cos() - b * angle.sin();
+                    expected[at + half + i] = b * angle.cos() + a * angle.sin();
+                }
+            }
+        }
+        let mut y = poisoned::<T>(x.len());
+        rotary(&x, positions, heads, head_dim, theta, false, &mut y);
+        assert_close(&y, &expected, tolerance);
+        let mut back = poisoned::<T>(x.len());
+        rotary(&y, positions, heads, head_dim, theta, true, &mut back);
+        let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
+        assert_close(&back, &x, tolerance);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        #[test]
+        fn rotates_and_rotates_back(
+            positions in prop::collection::vec(0i32..100_000, 0..6), heads in 1usize..4, half in 1usize..70,
+        ) {
+            check::<f64>(&positions, heads, half, 1e-14);
+            check::<f32>(&positions, heads, half, 1e-6);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Decoder-only language models in the style of GPT-2 (Radford et al., 2019) and LLaMA (Touvron et al., 2023).
+
+use graph::{Dim, Graph, Init, NormKind, Op, Place, ValueId};
+
+use crate::attention;
+
+/// Style of a decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// LayerNorm, GELU, learned positions, biases.
+    Gpt2,
+    /// RMSNorm, rotary positions, SwiGLU, grouped key-value heads, no biases.
+    Llama,
+}
+
+/// Shape and style of a decoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoder {
+    /// Style.
+    pub family: Family,
+    /// Transformer layers.
+    pub num_layers: usize,
+    /// Width of the residual stream.
+    pub embed: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key-value heads; a divisor of `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Hidden units of the feed-forward block.
+    pub mlp: usize,
+    /// Token ids.
+    pub vocab_size: usize,
+    /// Learned positions (GPT-2 style).
+    pub max_positions: usize,
+    /// Whether the embedding and the head share one table.
+    pub tied: bool,
+    /// Dropout on the embedding, attention probabilities and residual branches.
+    pub dropout: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Added under the root of the norms.
+    pub norm_eps: f64,
+}
+
+/// What can be wrong with a model's shape.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A size that must be positive is zero.
+    #[error("model.{key} is 0; it must be at least 1")]
+    Zero {
+        /// The key.
+        key: &'static str,
+    },
+    /// Query heads do not divide over key-value heads.
+    #[error("model.num_heads = {num_heads} is not a multiple of model.num_kv_heads = {num_kv_heads}")]
+    Heads {
+        /// Query heads.
+        num_heads: usize,
+        /// Key-value heads.
+        num_kv_heads: usize,
+    },
+    /// Rotary embedding turns pairs.
+    #[error("model.head_dim = {head_dim} is odd; rotary positions need an even head_dim")]
+    OddHead {
+        /// Width of a head.
+        head_dim: usize,
+    },
+    /// The sequence is longer than the learned positions.
+    #[error(
+        "data.sequence_length = {sequence_length} is longer than model.max_positions = {max_positions}; shorten the \
+         sequence or raise max_positions"
+    )]
+    Positions {
+        /// Tokens in a sequence.
+        sequence_length: usize,
+        /// Learned positions.
+        max_positions: usize,
+    },
+}
+
+/// Dims of the decoder's tensors.
+pub(crate) struct Dims {
+    pub batch: Dim,
+    pub seq: Dim,
+    pub key_seq: Dim,
+    pub embed: Dim,
+    pub kv_heads: Dim,
+    pub group: Dim,
+    pub head_dim: Dim,
+    pub mlp: Dim,
+    pub vocab: Dim,
+}
+
+/// Inputs of a forward pass.
+pub(crate) struct Inputs {
+    pub tokens: ValueId,
+    pub positions: ValueId,
+}
+
+const STD: f64 = 0.02;
+
+impl Decoder {
+    /// Checks the shape for sequences of `sequence_length` tokens.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its numbers.
+    pub fn check(&self, sequence_length: usize) -> Result<(), ModelError> {
+        let sizes = [
+            ("num_layers", self.num_layers),
+            ("embed", self.embed),
+            ("num_heads", self.num_heads),
+            ("num_kv_heads", self.num_kv_heads),
+            ("head_dim", self.head_dim),
+            ("mlp", self.mlp),
+            ("vocab_size", self.vocab_size),
+        ];
+        if let Some((key, _)) = sizes.iter().find(|(_, n)| *n == 0) {
+            return Err(ModelError::Zero { key });
+        }
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
+            return Err(ModelError::Heads { num_heads: self.num_heads, num_kv_heads: self.num_kv_heads });
+        }
+        match self.family {
+            Family::Llama if self.head_dim % 2 == 1 => Err(ModelError::OddHead { head_dim: self.head_dim }),
+            Family::Gpt2 if sequence_length > self.max_positions => {
+                Err(ModelError::Positions { sequence_length, max_positions: self.max_positions })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Number of places that stages are cut from: embedding, layers, head.
+    pub fn num_places(&self) -> usize {
+        self.num_layers + 2
+    }
+
+    pub(crate) fn dims(&self, g: &mut Graph, batch: usize, seq: usize) -> Dims {
+        Dims {
+            batch: g.dim("batch", batch),
+            seq: g.dim("seq", seq),
+            key_seq: g.dim("key_seq", seq),
+            embed: g.dim("embed", self.embed),
+            kv_heads: g.dim("kv_heads", self.num_kv_heads),
+            group: g.dim("group", self.num_heads / self.num_kv_heads),
+            head_dim: g.dim("head_dim", self.head_dim),
+            mlp: g.dim("mlp", self.mlp),
+            vocab: g.dim("vocab", self.vocab_size),
+        }
+    }
+
+    /// The residual stream after the last layer, and the vocabulary table for the head if it is tied.
+    pub(crate) fn body(&self, g: &mut Graph, d: &Dims, inputs: &Inputs) -> (ValueId, ValueId) {
+        g.set_place(Place::Layer(0));
+        let (mut x, table) = g.scoped("embedding", |g| {
+            let table = g.parameter("token", &[d.vocab, d.embed], Init::Normal { std: STD }, true);
+            let mut x = g.embedding("tokens", table, inputs.tokens);
+            if self.family == Family::Gpt2 {
+                let positions = g.dim("positions", self.max_positions);
+                // The published code draws the positions at half the width of the tokens.
+                let position_std = Init::Normal { std: STD / 2.0 };
+                let position_table = g.parameter("position", &[positions, d.embed], position_std, true);
+                let p = g.embedding("positions", position_table, inputs.positions);
+                x = g.add("sum", &[x, p]);
+            }
+            (g.dropout("dropout", x, self.dropout), table)
+        });
+        g.mark_stream(x);
+        for layer in 0..self.num_layers {
+            g.set_place(Place::Layer(layer + 1));
+            x = g.scoped(&format!("layers.{layer}"), |g| {
+                let x = g.scoped("attention", |g| attention::block(self, g, d, inputs, x));
+                g.scoped("mlp", |g| self.mlp_block(g, d, x))
+            });
+            g.mark_stream(x);
+        }
+        (x, table)
+    }
+
+    /// Final norm, before the head.
+    pub(crate) fn final_norm(&self, g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
+        g.set_place(Place::Layer(self.num_layers + 1));
+        g.scoped("head", |g| self.norm(g, d, x))
+    }
+
+    /// Logits of normalised activations `[.., embed]`, with dims `dims` (ending in the vocabulary).
+    pub(crate) fn logits(&self, g: &mut Graph, d: &Dims, x: ValueId, table: ValueId, dims: &[Dim]) -> ValueId {
+        g.scoped("head", |g| {
+            let weight = if self.tied {
+                table
+            } else {
+                g.parameter("weight", &[d.vocab, d.embed], Init::Normal { std: STD }, true)
+            };
+            g.contract("logits", x, weight, dims)
+        })
+    }
+
+    pub(crate) fn norm(&self, g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
+        g.scoped("norm", |g| {
+            let gain = g.parameter("gain", &[d.embed], Init::Ones, false);
+            match self.family {
+                Family::Gpt2 => {
+                    let bias = g.parameter("bias", &[d.embed], Init::Zeros, false);
+                    g.norm("", NormKind::Layer, self.norm_eps, x, gain, Some(bias))
+                }
+                Family::Llama => g.norm("", NormKind::Rms, self.norm_eps, x, gain, None),
+            }
+        })
+    }
+
+    /// A projection by `name`.weight, with a bias in GPT-2 style. `weight` and `result` are dims.
+    pub(crate) fn project(
+        &self,
+        g: &mut Graph,
+        name: &str,
+        x: ValueId,
+        weight: &[Dim],
+        bias: &[Dim],
+        result: &[Dim],
+        std: f64,
+    ) -> ValueId {
+        g.scoped(name, |g| {
+            let w = g.parameter("weight", weight, Init::Normal { std }, true);
+            let y = g.contract("", x, w, result);
+            if self.family == Family::Gpt2 {
+                let b = g.parameter("bias", bias, Init::Zeros, false);
+                g.add("biased", &[y, b])
+            } else {
+                y
+            }
+        })
+    }
+
+    /// Spread of the projections that end a residual branch: GPT-2 shrinks it with depth, so that the stream's
+    /// variance does not grow with the number of branches.
+    pub(crate) fn residual_std(&self) -> f64 {
+        match self.family {
+            Family::Gpt2 => STD / (2.0 * self.num_layers as f64).sqrt(),
+            Family::Llama => STD,
+        }
+    }
+
+    fn mlp_block(&self, g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
+        let normed = self.norm(g, d, x);
+        let hidden = [d.batch, d.seq, d.mlp];
+        let inner = match self.family {
+            Family::Gpt2 => {
+                let up = self.project(g, "up", normed, &[d.embed, d.mlp], &[d.mlp], &hidden, STD);
+                g.elementwise(Op::Gelu, "gelu", &[up])
+            }
+            Family::Llama => {
+                let gate = self.project(g, "gate", normed, &[d.embed, d.mlp], &[d.mlp], &hidden, STD);
+                let up = self.project(g, "up", normed, &[d.embed, d.mlp], &[d.mlp], &hidden, STD);
+                g.elementwise(Op::SwiGlu, "swiglu", &[gate, up])
+            }
+        };
+        let stream = [d.batch, d.seq, d.embed];
+        let y = self.project(g, "down", inner, &[d.mlp, d.embed], &[d.embed], &stream, self.residual_std());
+        let y = g.dropout("dropout", y, self.dropout);
+        g.add("residual", &[x, y])
+    }
+
+    pub(crate) fn std(&self) -> f64 {
+        STD
+    }
+}

@@ -1,0 +1,96 @@
+//! Whole steps: what a run executes once per batch, as one graph each.
+
+use graph::{Graph, GraphError, Op, Place, Recompute, Role, StateKind, ValueId, ValueType};
+
+use crate::decoder::{Decoder, Inputs};
+use crate::optimizer::{Optimizer, stack};
+
+/// Extents of a step, over all ranks and microbatches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens in a sequence.
+    pub sequence_length: usize,
+}
+
+struct Loss {
+    nll: ValueId,
+    sum: ValueId,
+    num_tokens: ValueId,
+}
+
+fn forward(model: &Decoder, g: &mut Graph, step: Step) -> Loss {
+    g.set_role(Role::Forward);
+    let d = model.dims(g, step.batch, step.sequence_length);
+    g.set_place(Place::Everywhere);
+    let tokens = g.input("tokens", &[d.batch, d.seq], ValueType::Int);
+    let positions = g.input("positions", &[d.batch, d.seq], ValueType::Int);
+    let targets = g.input("targets", &[d.batch, d.seq], ValueType::Int);
+    let weights = g.input("weights", &[d.batch, d.seq], ValueType::Float);
+    let (x, table) = model.body(g, &d, &Inputs { tokens, positions });
+    let x = model.final_norm(g, &d, x);
+    let logits = model.logits(g, &d, x, table, &[d.batch, d.seq, d.vocab]);
+    g.scoped("loss", |g| {
+        let nll = g.token_loss("nll", logits, targets, weights);
+        Loss { nll, sum: g.sum("sum", nll, &[]), num_tokens: g.sum("num_tokens", weights, &[]) }
+    })
+}
+
+/// Forward, backward and update. Outputs: `statistics` (`[loss sum, number of tokens, squared norms...]`), `grad_norm`,
+/// `gradient:NAME` of every parameter and `embedding_gradient`, both of the loss summed over tokens.
+///
+/// # Errors
+/// If the model has an operation without derivative.
+pub fn train_step(
+    model: &Decoder,
+    optimizer: &Optimizer,
+    step: Step,
+    recompute: Recompute,
+) -> Result<Graph, GraphError> {
+    let mut g = Graph::new();
+    let loss = forward(model, &mut g, step);
+    let leaves: Vec<ValueId> =
+        g.states().filter(|(_, s)| s.kind == StateKind::Parameter).map(|(v, _)| v).collect();
+    // Seeding with ones gives gradients of the sum; the update divides by the number of tokens of the whole step.
+    g.set_role(Role::BackwardInput);
+    let dims = g.value(loss.nll).dims.clone();
+    let seed = g.fill("loss.seed", 1.0, &dims);
+    let cotangents = graph::vjp(&mut g, loss.nll, seed, &leaves)?;
+    graph::assign_backward_roles(&mut g, &cotangents);
+    graph::recompute(&mut g, recompute, 1..model.num_layers + 1);
+    if let Some(d_embedding) = g.stream().first().and_then(|v| cotangents.values.get(v)) {
+        g.mark_output("embedding_gradient", *d_embedding);
+    }
+    optimizer.write(&mut g, &cotangents, loss.sum, loss.num_tokens);
+    Ok(g)
+}
+
+/// Loss of a batch without training. Output: `statistics` (`[loss sum, number of tokens]`).
+pub fn evaluate_step(model: &Decoder, step: Step) -> Graph {
+    let mut g = Graph::new();
+    let loss = forward(model, &mut g, step);
+    stack(&mut g, &[loss.sum, loss.num_tokens]);
+    g
+}
+
+/// Logits of the next token after one position of each sequence. The input `select` is 1 at that position and 0
+/// elsewhere. Output: `logits` `[batch, vocab]`, on every rank.
+pub fn next_token_step(model: &Decoder, step: Step) -> Graph {
+    let mut g = Graph::new();
+    g.set_role(Role::Forward);
+    let d = model.dims(&mut g, step.batch, step.sequence_length);
+    g.set_place(Place::Everywhere);
+    let tokens = g.input("tokens", &[d.batch, d.seq], ValueType::Int);
+    let positions = g.input("positions", &[d.batch, d.seq], ValueType::Int);
+    let select = g.input("select", &[d.batch, d.seq], ValueType::Float);
+    let (x, table) = model.body(&mut g, &d, &Inputs { tokens, positions });
+    let x = model.final_norm(&mut g, &d, x);
+    let chosen = g.weighted_sum("head.chosen", x, select);
+    let logits = model.logits(&mut g, &d, chosen, table, &[d.batch, d.vocab]);
+    g.set_role(Role::Update);
+    g.set_place(Place::Everywhere);
+    let shared = g.elementwise(Op::Share, "head.shared", &[logits]);
+    g.mark_output("logits", shared);
+    g
+}

@@ -1,0 +1,137 @@
+//! Boundaries of blocks: values that go to other pipeline ranks, to the backward, and from microbatches to the update.
+
+use graph::{Node, Op, Place, Role, ValueId};
+use mesh::{Axis, Placement};
+
+use super::{Lowering, Version};
+use crate::layout::Layout;
+use crate::plan::StateHome;
+use crate::program::{Class, Instruction, Phase};
+
+impl Lowering<'_> {
+    /// Home of a value on every axis: the layout in which it travels between pipeline ranks.
+    fn home_layout(&self, value: ValueId) -> Layout {
+        let dims = &self.graph.value(value).dims;
+        Axis::ALL.into_iter().fold(Layout::WHOLE, |l, a| l.with(a, self.plan.home(a, dims)))
+    }
+
+    fn pipeline_rank_of(&self, node: &Node) -> Option<usize> {
+        match (node.role, node.place) {
+            (Role::Update, _) => None,
+            (_, Place::Layer(layer)) => Some(self.plan.pipeline_rank_of_layer(layer)),
+            _ => None,
+        }
+    }
+
+    /// Receives `value` if `reader` is here and its maker elsewhere, once, in the phase in which it is made.
+    pub(super) fn receive(&mut self, value: ValueId, reader: &Node) {
+        let maker = self.graph.producer(value);
+        if maker.op.is_source() || matches!(maker.op, Op::State(_)) || self.canonical.contains_key(&value) {
+            return;
+        }
+        let from = self.pipeline_rank_of(maker).expect("a layer's value");
+        let Place::Layer(layer) = reader.place else { unreachable!("only layers receive") };
+        let block = self.block(Some(self.plan.stage_of_layer(layer)), self.phase(maker.role));
+        let layout = self.home_layout(value);
+        let dims = self.graph.value(value).dims.clone();
+        let output = self.new_buffer(value, &dims, layout);
+        self.emit(block, Instruction::Recv { output, from, tag: u64::from(value.0) });
+        self.canonical.insert(value, Version { layout, buffer: output });
+    }
+
+    /// Does what the readers of a new value in other blocks, ranks and in the update need.
+    pub(super) fn leave(&mut self, block: usize, value: ValueId, maker: &Node) {
+        let readers = self.consumers.get(&value).cloned().unwrap_or_default();
+        let mut in_other_block = false;
+        let mut to = Vec::new();
+        let mut in_update = false;
+        let mut is_gradient = false;
+        for id in readers {
+            let reader = self.graph.node(id).clone();
+            match self.pipeline_rank_of(&reader) {
+                None => {
+                    in_update = true;
+                    is_gradient |= matches!(reader.place, Place::Holders(_));
+                }
+                Some(rank) if rank == self.pipeline_rank => in_other_block |= self.block_of(&reader) != block,
+                Some(rank) if !to.contains(&rank) => to.push(rank),
+                Some(_) => {}
+            }
+        }
+        let observed = self.observe && self.graph.outputs().iter().any(|(_, v)| *v == value);
+        if in_other_block {
+            // Readers elsewhere see the value with nothing owed.
+            let version = self.canonical[&value];
+            let dims = self.graph.value(value).dims.clone();
+            let layout = Axis::SPACE.into_iter().fold(version.layout, |l, a| {
+                if l.get(a).is_partial() { l.with(a, self.plan.home(a, &dims)) } else { l }
+            });
+            let buffer = self.need(block, value, maker.role, layout);
+            self.canonical.insert(value, Version { layout, buffer });
+        }
+        for rank in to {
+            let home = self.home_layout(value);
+            let input = self.need(block, value, maker.role, home);
+            self.emit(block, Instruction::Send { input, to: rank, tag: u64::from(value.0) });
+        }
+        if in_update || observed {
+            self.cross_into_update(block, value, maker, is_gradient);
+        }
+    }
+
+    /// Accumulates (or gathers) a value over microbatches for the update.
+    ///
+    /// A gradient goes to its gradient home if that is sharded (ZeRO 2 and 3 reduce per microbatch); otherwise sums
+    /// over dp and cp stay owed until the update, where they are paid once per step.
+    fn cross_into_update(&mut self, block: usize, value: ValueId, maker: &Node, is_gradient: bool) {
+        let dims = self.graph.value(value).dims.clone();
+        let version = self.canonical[&value];
+        let layout = Axis::SPACE.into_iter().fold(version.layout, |layout, axis| {
+            let home = match is_gradient {
+                true => self.plan.state_home(axis, &dims, StateHome::Gradient),
+                false => self.plan.home(axis, &dims),
+            };
+            let keep_owed = (is_gradient && home == Placement::Whole) || dims.is_empty();
+            if !layout.get(axis).is_partial() || keep_owed { layout } else { layout.with(axis, home) }
+        });
+        let from = self.need(block, value, maker.role, layout);
+        let step_layout = layout.with(Axis::Mb, Placement::Whole);
+        let one_microbatch = !self.plan.divides(Axis::Mb);
+        let into = if one_microbatch && !matches!(maker.op, Op::Input) {
+            from
+        } else {
+            self.new_buffer(value, &dims, step_layout)
+        };
+        self.set_class(into, Class::Step);
+        self.step.insert(value, Version { layout: step_layout, buffer: into });
+        if one_microbatch {
+            return;
+        }
+        match layout.get(Axis::Mb) {
+            Placement::Partial(_) => {
+                let begin = self.block(None, Phase::Begin);
+                self.emit(begin, Instruction::Fill { value: 0.0, output: into });
+                if !self.accumulate_in_place(block, from, into) {
+                    self.emit(block, Instruction::Accumulate { from, into });
+                }
+            }
+            Placement::Shard(dim) => {
+                let (outer, n, inner) = self.plan.geometry(&dims, &layout, Axis::Mb, dim);
+                self.emit(block, Instruction::Store { from, into, outer, n, inner });
+            }
+            Placement::Whole => self.emit(block, Instruction::Copy { from, into }),
+        }
+    }
+
+    /// If the last instruction is the contraction that made `from`, lets it add into the accumulator directly.
+    fn accumulate_in_place(&mut self, block: usize, from: crate::BufferId, into: crate::BufferId) -> bool {
+        let last = self.blocks[block].instructions.last_mut();
+        if let Some(Instruction::Compute { op: Op::Contract, outputs, accumulate, .. }) = last
+            && outputs[..] == [from]
+        {
+            (outputs[0], *accumulate) = (into, true);
+            return true;
+        }
+        false
+    }
+}

@@ -1,0 +1,338 @@
+//! The static checker: re-derives from the instructions alone what every buffer holds, and refuses a Program in which
+//! an operation reads what is not there. It shares the one rule with lowering, not its choices; it never executes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use graph::{Dim, Graph, IndexKind, Op, Signature, StateKind};
+use mesh::{Axis, AxisSet, Placement, Reduce};
+
+use crate::error::PlanError;
+use crate::layout::Layout;
+use crate::plan::Plan;
+use crate::program::{Block, BufferId, Collective, GroupKey, Instruction, Phase, Program};
+
+/// Checks one Program: every read finds its value in the stated layout, every operation is legal on every axis, every
+/// collective is the one that its two layouts call for, nothing of a microbatch reaches the update but by
+/// accumulation, and tied parameters are summed over their holders.
+///
+/// # Errors
+/// The first broken rule, with its block and instruction.
+pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanError> {
+    let mut checker = Checker { graph, plan, program, content: HashMap::new(), tied: BTreeSet::new() };
+    for (_, buffer) in &program.states {
+        checker.content.insert(*buffer, program.buffer(*buffer).layout);
+    }
+    let order = [
+        Phase::Begin,
+        Phase::Forward,
+        Phase::Backward,
+        Phase::BackwardInput,
+        Phase::BackwardWeight,
+        Phase::Update,
+    ];
+    for phase in order {
+        for block in program.blocks.iter().filter(|b| b.phase == phase) {
+            checker.block(block)?;
+        }
+    }
+    Ok(())
+}
+
+struct Checker<'a> {
+    graph: &'a Graph,
+    plan: &'a Plan,
+    program: &'a Program,
+    /// What each storage holds now.
+    content: HashMap<BufferId, Layout>,
+    /// Storages summed over the holders of a tied parameter.
+    tied: BTreeSet<(BufferId, Vec<usize>)>,
+}
+
+type Problem = Result<(), String>;
+
+impl Checker<'_> {
+    fn block(&mut self, block: &Block) -> Result<(), PlanError> {
+        let mut waiting: BTreeMap<usize, (BufferId, Layout)> = BTreeMap::new();
+        let mut in_flight: BTreeSet<BufferId> = BTreeSet::new();
+        for (index, instruction) in block.instructions.iter().enumerate() {
+            let fail = |problem: String| PlanError::Program {
+                pipeline_rank: self.program.pipeline_rank,
+                block: block.phase.name().to_owned(),
+                index,
+                problem,
+            };
+            let (reads, writes) = instruction.uses();
+            for id in reads.iter().chain(&writes) {
+                if in_flight.contains(&self.storage(*id)) {
+                    return Err(fail(format!("`{}` is in flight", self.program.buffer(*id).name)));
+                }
+                let layout = self.program.buffer(*id).layout;
+                if block.phase == Phase::Update && layout.get(Axis::Mb) != Placement::Whole
+                {
+                    return Err(fail(format!("`{}` belongs to a microbatch", self.program.buffer(*id).name)));
+                }
+            }
+            match instruction {
+                Instruction::Start { output, ticket, .. } => {
+                    let layout = self.collective(instruction).map_err(fail)?;
+                    waiting.insert(*ticket, (*output, layout));
+                    in_flight.extend(reads.iter().chain(&writes).map(|b| self.storage(*b)));
+                }
+                Instruction::Wait { ticket } => {
+                    let done = waiting.remove(ticket);
+                    let (output, layout) =
+                        done.ok_or_else(|| fail(format!("ticket {ticket} was not started in this block")))?;
+                    self.content.insert(self.storage(output), layout);
+                    in_flight.clear();
+                    for (buffer, _) in waiting.values() {
+                        in_flight.insert(self.storage(*buffer));
+                    }
+                }
+                _ => self.instruction(instruction).map_err(fail)?,
+            }
+        }
+        match waiting.keys().next() {
+            None => Ok(()),
+            Some(ticket) => Err(PlanError::Program {
+                pipeline_rank: self.program.pipeline_rank,
+                block: block.phase.name().to_owned(),
+                index: block.instructions.len(),
+                problem: format!("ticket {ticket} is never waited for"),
+            }),
+        }
+    }
+
+    fn storage(&self, id: BufferId) -> BufferId {
+        self.program.buffer(id).storage
+    }
+
+    fn layout(&self, id: BufferId) -> Layout {
+        self.program.buffer(id).layout
+    }
+
+    /// The buffer's storage holds a value in the buffer's layout.
+    fn readable(&self, id: BufferId) -> Problem {
+        let buffer = self.program.buffer(id);
+        match self.content.get(&buffer.storage) {
+            None => Err(format!("`{}` is read before it is written", buffer.name)),
+            Some(layout) if *layout != buffer.layout => {
+                Err(format!("`{}` is read as [{}] but is [{layout}]", buffer.name, buffer.layout))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn write(&mut self, id: BufferId) {
+        self.content.insert(self.storage(id), self.layout(id));
+    }
+
+    fn instruction(&mut self, instruction: &Instruction) -> Problem {
+        use Instruction as I;
+        match instruction {
+            I::Compute { op, inputs, outputs, accumulate, name } => {
+                self.compute(op, inputs, outputs, *accumulate).map_err(|e| format!("{name}: {e}"))?;
+                outputs.iter().for_each(|b| self.write(*b));
+            }
+            I::Load { output, .. } | I::Scalar { output, .. } | I::Recv { output, .. } => {
+                if self.layout(*output).partial() != AxisSet::EMPTY {
+                    return Err("a loaded value owes nothing".to_owned());
+                }
+                self.write(*output);
+            }
+            I::Fill { value, output } => {
+                if *value != 0.0 && self.layout(*output).partial() != AxisSet::EMPTY {
+                    return Err("only zero may stand for a part of a sum".to_owned());
+                }
+                self.write(*output);
+            }
+            I::Slice { input, output, axis, .. } => {
+                self.readable(*input)?;
+                let whole = self.layout(*output).with(*axis, Placement::Whole);
+                if self.layout(*input) != whole || !matches!(self.layout(*output).get(*axis), Placement::Shard(_)) {
+                    return Err("a slice turns Whole into Shard along its axis".to_owned());
+                }
+                self.write(*output);
+            }
+            I::Pack { input, output, .. } | I::Unpack { input, output, .. } | I::Copy { from: input, into: output } => {
+                self.readable(*input)?;
+                if self.layout(*input) != self.layout(*output) {
+                    return Err("a copy keeps the layout".to_owned());
+                }
+                self.write(*output);
+            }
+            I::Send { input, .. } => self.readable(*input)?,
+            I::Accumulate { from, into } => {
+                self.readable(*from)?;
+                self.readable(*into)?;
+                let sum = self.layout(*into).with(Axis::Mb, Placement::Partial(Reduce::Sum));
+                if self.layout(*from) != sum {
+                    return Err("only parts of a sum over microbatches accumulate".to_owned());
+                }
+            }
+            I::Store { from, into, .. } => {
+                self.readable(*from)?;
+                let whole = self.layout(*from).with(Axis::Mb, Placement::Whole);
+                if whole != self.layout(*into) || !matches!(self.layout(*from).get(Axis::Mb), Placement::Shard(_)) {
+                    return Err("only shards over microbatches are stored side by side".to_owned());
+                }
+                self.write(*into);
+            }
+            I::Entry { from, into, owners, .. } => {
+                self.readable(*from)?;
+                self.readable(*into)?;
+                for axis in Axis::SPACE.into_iter().filter(|a| *a != Axis::Pp && self.plan.divides(*a)) {
+                    let whole = self.layout(*from).get(axis) == Placement::Whole;
+                    if whole != owners.contains(axis) || !self.layout(*into).get(axis).is_partial() {
+                        return Err(format!("a scalar counts once along {axis}"));
+                    }
+                }
+            }
+            I::Start { .. } | I::Wait { .. } => unreachable!("handled by the block"),
+        }
+        Ok(())
+    }
+
+    /// A legal choice on every axis explains the layouts of operands and results.
+    fn compute(&self, op: &Op, inputs: &[BufferId], outputs: &[BufferId], accumulate: bool) -> Problem {
+        let in_place = op.in_place();
+        let mut operands = inputs.to_vec();
+        for (result, operand) in in_place {
+            operands.insert((*operand).min(operands.len()), outputs[*result]);
+        }
+        operands.iter().try_for_each(|b| self.readable(*b))?;
+        if accumulate {
+            outputs.iter().try_for_each(|b| self.readable(*b))?;
+        }
+        let dims = |b: &BufferId| self.program.buffer(*b).dims.as_slice();
+        let operand_dims: Vec<&[Dim]> = operands.iter().map(dims).collect();
+        let result_dims: Vec<&[Dim]> = outputs.iter().map(dims).collect();
+        let signature = Signature::of(op, &operand_dims, &result_dims);
+        for axis in Axis::ALL.into_iter().filter(|a| *a != Axis::Pp && self.plan.divides(*a)) {
+            let place = |b: &BufferId| self.layout(*b).get(axis);
+            let result_place = |b: &BufferId| match place(b) {
+                Placement::Whole if accumulate && axis == Axis::Mb => Placement::Partial(Reduce::Sum),
+                p => p,
+            };
+            let explained = |choice: &Explanation| {
+                operands.iter().enumerate().all(|(i, b)| place(b) == choice.operand(&signature, i, operand_dims[i]))
+                    && outputs
+                        .iter()
+                        .enumerate()
+                        .all(|(i, b)| result_place(b) == choice.result(&signature, result_dims[i]))
+            };
+            let dims = signature.indices.iter().map(|(d, _)| *d).chain(signature.flat.map(|_| Dim::FLAT));
+            let splits = dims.filter(|d| signature.kind(*d) != Some(IndexKind::Whole)).map(Explanation::Split);
+            let passes = (0..signature.linear.len()).map(Explanation::Pass);
+            if !std::iter::once(Explanation::Whole).chain(splits).chain(passes).any(|c| explained(&c)) {
+                let layouts: Vec<String> =
+                    operands.iter().chain(outputs).map(|b| format!("[{}]", self.layout(*b))).collect();
+                return Err(format!("{} is not legal on {axis}: {}", op.name(), layouts.join(" ")));
+            }
+        }
+        if matches!(op, Op::Adam { .. } | Op::Sgd { .. }) {
+            self.summed_over_holders(inputs[0], outputs[0])?;
+        }
+        Ok(())
+    }
+
+    /// The gradient of a parameter that several stages hold was summed over exactly those.
+    fn summed_over_holders(&self, gradient: BufferId, parameter: BufferId) -> Problem {
+        let name = &self.program.buffer(parameter).name;
+        let Some(value) = self.graph.state(name) else { return Ok(()) };
+        let Op::State(state) = &self.graph.producer(value).op else { return Ok(()) };
+        let holders = self.plan.holders(value).to_vec();
+        if state.kind != StateKind::Parameter || holders.len() < 2 {
+            return Ok(());
+        }
+        if self.tied.iter().any(|(_, h)| *h == holders)
+            && self.tied.contains(&(self.storage(gradient), holders.clone()))
+        {
+            return Ok(());
+        }
+        Err(format!("the gradient of `{name}` is not summed over its holders {holders:?}"))
+    }
+
+    /// The layout that a collective leaves behind.
+    fn collective(&mut self, instruction: &Instruction) -> Result<Layout, String> {
+        let Instruction::Start { collective, input, output, group, .. } = instruction else {
+            unreachable!("called for starts")
+        };
+        let key = self.program.groups.get(*group).ok_or("the group does not exist")?.clone();
+        let after = self.layout(*output);
+        if let (Collective::AllReduce(reduce), GroupKey { pipeline_ranks: Some(holders), .. }) = (collective, &key) {
+            self.readable(*input)?;
+            if *reduce != Reduce::Sum || !self.tied.insert((self.storage(*output), holders.clone())) {
+                return Err("a tied gradient is summed over its holders once".to_owned());
+            }
+            return Ok(after);
+        }
+        if let Collective::AllReduce(reduce) = collective {
+            let before = self.content.get(&self.storage(*input)).copied().ok_or("nothing to reduce")?;
+            for axis in Axis::SPACE {
+                let expected = match key.axes.contains(axis) {
+                    true => Placement::Partial(*reduce),
+                    // The value of one stage, made whole by zeros elsewhere.
+                    false => after.get(axis),
+                };
+                let shared = axis == Axis::Pp && before.get(axis) == Placement::Whole;
+                if before.get(axis) != expected && !shared {
+                    return Err(format!("all_reduce over {key} of [{before}] does not give [{after}]"));
+                }
+                if key.axes.contains(axis) && after.get(axis) != Placement::Whole {
+                    return Err(format!("all_reduce over {key} leaves [{after}]"));
+                }
+            }
+            return Ok(after);
+        }
+        self.readable(*input)?;
+        let before = self.layout(*input);
+        let [axis] = key.axes.iter().collect::<Vec<_>>()[..] else {
+            return Err(format!("{collective:?} works along one axis, not {key}"));
+        };
+        let fits = match (collective, before.get(axis), after.get(axis)) {
+            (Collective::AllGather, Placement::Shard(_), Placement::Whole) => true,
+            (Collective::ReduceScatter(r), Placement::Partial(p), Placement::Shard(_)) => *r == p,
+            (Collective::AllToAll, Placement::Shard(a), Placement::Shard(b)) => a != b,
+            _ => false,
+        };
+        if !fits || before.with(axis, Placement::Whole) != after.with(axis, Placement::Whole) {
+            return Err(format!("{collective:?} over {key} does not turn [{before}] into [{after}]"));
+        }
+        Ok(after)
+    }
+}
+
+/// The rule, written a second time from the design rather than called from lowering.
+enum Explanation {
+    Whole,
+    Split(Dim),
+    Pass(usize),
+}
+
+impl Explanation {
+    fn operand(&self, signature: &Signature, position: usize, dims: &[Dim]) -> Placement<Dim> {
+        match self {
+            Explanation::Split(dim) if dims.contains(dim) || (*dim == Dim::FLAT && !dims.is_empty()) => {
+                Placement::Shard(*dim)
+            }
+            Explanation::Pass(set) if signature.linear[*set].contains(&position) => Placement::Partial(Reduce::Sum),
+            _ => Placement::Whole,
+        }
+    }
+
+    fn result(&self, signature: &Signature, dims: &[Dim]) -> Placement<Dim> {
+        match self {
+            Explanation::Whole => Placement::Whole,
+            Explanation::Pass(_) => Placement::Partial(Reduce::Sum),
+            Explanation::Split(dim) if dims.contains(dim) || (*dim == Dim::FLAT && !dims.is_empty()) => {
+                Placement::Shard(*dim)
+            }
+            Explanation::Split(dim) => match signature.kind(*dim) {
+                Some(IndexKind::ReduceMax) => Placement::Partial(Reduce::Max),
+                Some(IndexKind::ReduceSum) => Placement::Partial(Reduce::Sum),
+                // A result may only lack a dim that is reduced: no layout matches this.
+                _ => Placement::Shard(*dim),
+            },
+        }
+    }
+}

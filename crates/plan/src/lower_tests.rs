@@ -1,0 +1,156 @@
+//! Lowering against the checker: every kind of plan, policy and random, lowers to a Program that the checker accepts,
+//! and the checker notices what is taken away.
+
+use graph::{Graph, Recompute};
+use memory::DType;
+use models::{Decoder, Family, Optimizer, OptimizerKind, Step, train_step};
+
+use crate::{Chooser, Instruction, Parallel, Plan, PlanError, Program, check, lower};
+
+fn decoder(family: Family, tied: bool) -> Decoder {
+    Decoder {
+        family,
+        num_layers: 7,
+        embed: 16,
+        num_heads: 8,
+        num_kv_heads: if family == Family::Llama { 2 } else { 8 },
+        head_dim: 4,
+        mlp: 24,
+        vocab_size: 53,
+        max_positions: 16,
+        tied,
+        dropout: 0.1,
+        rope_theta: 10000.0,
+        norm_eps: 1e-5,
+    }
+}
+
+fn graph(family: Family, tied: bool, recompute: Recompute) -> Graph {
+    let optimizer = Optimizer {
+        kind: OptimizerKind::AdamW,
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        momentum: 0.0,
+        nesterov: false,
+        weight_decay: 0.1,
+        clip_norm: 1.0,
+    };
+    let step = Step { batch: 12, sequence_length: 16 };
+    train_step(&decoder(family, tied), &optimizer, step, recompute).unwrap()
+}
+
+fn layouts() -> Vec<Parallel> {
+    let one = Parallel::default();
+    let mut all = vec![one.clone()];
+    for zero in 0..=3 {
+        all.push(Parallel { dp: 2, zero, ..one.clone() });
+        all.push(Parallel { dp: 4, zero, num_microbatches: 3, ..one.clone() });
+        all.push(Parallel { dp: 2, cp: 2, tp: 2, sequence: true, zero, num_microbatches: 2, ..one.clone() });
+        let schedule = "gpipe".to_owned();
+        all.push(Parallel { pp: 2, dp: 2, tp: 4, zero, num_microbatches: 3, schedule, ..one.clone() });
+    }
+    for tp in [2, 4, 8] {
+        for sequence in [false, true] {
+            all.push(Parallel { tp, sequence, ..one.clone() });
+        }
+    }
+    all.push(Parallel { cp: 4, striped: true, ..one.clone() });
+    all.push(Parallel { cp: 2, tp: 4, sequence: true, striped: true, ..one.clone() });
+    all.push(Parallel { pp: 4, num_microbatches: 5, ..one });
+    all
+}
+
+fn programs(graph: &Graph, parallel: &Parallel, chooser: &Chooser) -> (Plan, Vec<Program>) {
+    let plan = Plan::new(graph, parallel, DType::F64).unwrap();
+    let programs = (0..parallel.pp).map(|c| lower(graph, &plan, c, chooser, true).unwrap()).collect();
+    (plan, programs)
+}
+
+#[test]
+fn every_layout_lowers_to_a_program_that_the_checker_accepts() {
+    for family in [Family::Gpt2, Family::Llama] {
+        for (tied, recompute) in
+            [(true, Recompute::None), (false, Recompute::Selective), (true, Recompute::Full)]
+        {
+            let graph = graph(family, tied, recompute);
+            for parallel in layouts() {
+                programs(&graph, &parallel, &Chooser::Policy);
+            }
+        }
+    }
+}
+
+#[test]
+fn random_legal_choices_lower_too() {
+    let graph = graph(Family::Llama, true, Recompute::None);
+    for seed in 0..12 {
+        for parallel in layouts() {
+            programs(&graph, &parallel, &Chooser::Random(seed));
+        }
+    }
+}
+
+#[test]
+fn the_checker_notices_every_missing_collective() {
+    for family in [Family::Gpt2, Family::Llama] {
+        let graph = graph(family, true, Recompute::None);
+        for parallel in layouts() {
+            let (plan, programs) = programs(&graph, &parallel, &Chooser::Policy);
+            for program in programs {
+                let places: Vec<(usize, usize)> = program
+                    .blocks
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(b, block)| (0..block.instructions.len()).map(move |i| (b, i)))
+                    .filter(|(b, i)| matches!(program.blocks[*b].instructions[*i], Instruction::Start { .. }))
+                    .collect();
+                for (block, index) in places {
+                    let mut mutant = program.clone();
+                    mutant.blocks[block].instructions.drain(index..index + 2);
+                    let verdict = check(&graph, &plan, &mutant);
+                    assert!(
+                        matches!(verdict, Err(PlanError::Program { .. })),
+                        "{parallel:?}: {:?} can be dropped",
+                        program.blocks[block].instructions[index]
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn live_temporaries_and_stored_buffers_never_overlap() {
+    let graph = graph(Family::Llama, false, Recompute::None);
+    for parallel in layouts() {
+        for program in programs(&graph, &parallel, &Chooser::Policy).1 {
+            let memory = program.memory;
+            assert_eq!(memory.arena_bytes(), program.state_bytes + program.workspace_bytes());
+            let roots: Vec<_> =
+                program.buffers.iter().enumerate().filter(|(i, b)| b.storage.index() == *i).map(|(_, b)| b).collect();
+            for (i, a) in roots.iter().enumerate() {
+                for b in roots[..i].iter().filter(|b| b.class == a.class && a.class != crate::Class::Temp) {
+                    assert!(a.offset + a.bytes() <= b.offset || b.offset + b.bytes() <= a.offset);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_split_is_named() {
+    let graph = graph(Family::Llama, true, Recompute::None);
+    let one = Parallel::default();
+    let cases = [
+        (Parallel { tp: 3, ..one.clone() }, "tp = 3"),
+        (Parallel { tp: 16, ..one.clone() }, "num_heads / num_kv_heads"),
+        (Parallel { pp: 8, ..one.clone() }, "model.num_layers = 7"),
+        (Parallel { ep: 2, ..one.clone() }, "nothing that ep can split"),
+        (Parallel { cp: 32, ..one.clone() }, "`seq` = 16"),
+        (Parallel { zero: 4, ..one }, "parallel.zero = 4"),
+    ];
+    for (parallel, phrase) in cases {
+        let message = Plan::new(&graph, &parallel, DType::F64).unwrap_err().to_string();
+        assert!(message.contains(phrase), "{message}");
+    }
+}

@@ -1,0 +1,454 @@
+//! The Program: typed buffers, blocks of instructions per (stage, phase), and actions. Pure data; the executor is one
+//! loop with one `match` over it.
+
+use std::fmt;
+
+use graph::{Dim, Op};
+use memory::{DType, Span};
+use mesh::{Axis, AxisSet, Reduce};
+use schedule::{Action, Kind};
+
+use crate::layout::Layout;
+use crate::plan::Plan;
+
+/// A buffer of a Program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BufferId(pub u32);
+
+impl BufferId {
+    /// Position in [`Program::buffers`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// How long a buffer lives, and so in which part of the arena it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Outlives the step; shared by all Programs of a run.
+    State,
+    /// Lives through one step: accumulators, and results that are read after it.
+    Step,
+    /// Kept from a microbatch's forward to its backward on this stage: one copy per slot.
+    Slot(usize),
+    /// Lives inside one block.
+    Temp,
+}
+
+/// A typed stretch of the arena.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Buffer {
+    /// Name of the value it holds.
+    pub name: String,
+    /// Dims of the value.
+    pub dims: Vec<Dim>,
+    /// Where the value lies.
+    pub layout: Layout,
+    /// Element type.
+    pub dtype: DType,
+    /// Local elements, padding of the last ranks included.
+    pub len: usize,
+    /// Local elements with room for gathers of uneven flat shards; at least `len`.
+    pub capacity: usize,
+    /// Lifetime.
+    pub class: Class,
+    /// The buffer whose memory this is: itself, or the one it is another view of.
+    pub storage: BufferId,
+    /// Byte offset: from the start of the arena (State), of the step region (Step), of the slot (Slot) or of the
+    /// temporary region (Temp).
+    pub offset: usize,
+}
+
+impl Buffer {
+    /// Bytes taken in the arena, alignment included.
+    pub fn bytes(&self) -> usize {
+        (self.capacity * self.dtype.size_bytes()).next_multiple_of(64)
+    }
+}
+
+/// A collective operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Collective {
+    /// Reduction of equal buffers, in place.
+    AllReduce(Reduce),
+    /// Reduction, each rank keeping one piece.
+    ReduceScatter(Reduce),
+    /// Pieces of all ranks, in order.
+    AllGather,
+    /// Piece `j` of rank `i` becomes piece `i` of rank `j`.
+    AllToAll,
+}
+
+/// A set of ranks: all that differ from a rank only along `axes`, or only along pp within `stages`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupKey {
+    /// Axes in space.
+    pub axes: AxisSet,
+    /// Pipeline ranks, if the group spans some of them only.
+    pub pipeline_ranks: Option<Vec<usize>>,
+}
+
+impl fmt::Display for GroupKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pipeline_ranks {
+            Some(ranks) => write!(f, "pp{ranks:?}"),
+            None => write!(f, "{}", self.axes),
+        }
+    }
+}
+
+/// One instruction. Buffers of a started collective are in flight until its `Wait`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Instruction {
+    /// An operation on local parts.
+    Compute {
+        /// What.
+        op: Op,
+        /// Operands.
+        inputs: Vec<BufferId>,
+        /// Results; an in-place operation has its operands here again.
+        outputs: Vec<BufferId>,
+        /// Add to the result instead of overwriting it (contractions only).
+        accumulate: bool,
+        /// Path of the node.
+        name: String,
+    },
+    /// Reads this rank's part of a tensor of the batch.
+    Load {
+        /// Name of the input.
+        input: String,
+        /// Where to.
+        output: BufferId,
+    },
+    /// A run-time number.
+    Scalar {
+        /// Name of the number.
+        name: String,
+        /// Where to.
+        output: BufferId,
+    },
+    /// Sets all elements.
+    Fill {
+        /// To what.
+        value: f64,
+        /// Where.
+        output: BufferId,
+    },
+    /// Keeps this rank's piece along `axis` of `[outer][n][inner]`.
+    Slice {
+        /// From.
+        input: BufferId,
+        /// To, `[outer][inner]`.
+        output: BufferId,
+        /// Whose coordinate chooses.
+        axis: Axis,
+        /// Elements before.
+        outer: usize,
+        /// Pieces.
+        n: usize,
+        /// Elements after.
+        inner: usize,
+    },
+    /// `[outer][n][inner]` to `[n][outer][inner]`: pieces side by side, as collectives want them.
+    Pack {
+        /// From.
+        input: BufferId,
+        /// To.
+        output: BufferId,
+        /// Elements before.
+        outer: usize,
+        /// Pieces.
+        n: usize,
+        /// Elements after.
+        inner: usize,
+    },
+    /// The inverse of `Pack`.
+    Unpack {
+        /// From.
+        input: BufferId,
+        /// To.
+        output: BufferId,
+        /// Elements before.
+        outer: usize,
+        /// Pieces.
+        n: usize,
+        /// Elements after.
+        inner: usize,
+    },
+    /// Starts a collective. An all_reduce works in place: `input` is `output`.
+    Start {
+        /// Which.
+        collective: Collective,
+        /// Operand.
+        input: BufferId,
+        /// Result.
+        output: BufferId,
+        /// Elements per piece.
+        count: usize,
+        /// Position in [`Program::groups`].
+        group: usize,
+        /// Names this start for its wait.
+        ticket: usize,
+    },
+    /// Waits for a started collective.
+    Wait {
+        /// Of which start.
+        ticket: usize,
+    },
+    /// Sends a value to another pipeline rank.
+    Send {
+        /// What.
+        input: BufferId,
+        /// Destination.
+        to: usize,
+        /// Identity of the value, the same at both ends.
+        tag: u64,
+    },
+    /// Receives a value from another pipeline rank.
+    Recv {
+        /// Where to.
+        output: BufferId,
+        /// Origin.
+        from: usize,
+        /// Identity of the value.
+        tag: u64,
+    },
+    /// `into += from`: the reduction over microbatches.
+    Accumulate {
+        /// One microbatch's part.
+        from: BufferId,
+        /// The sum so far.
+        into: BufferId,
+    },
+    /// Puts one microbatch's `[outer][inner]` into `[outer][n][inner]`: the gather over microbatches.
+    Store {
+        /// One microbatch's part.
+        from: BufferId,
+        /// The whole.
+        into: BufferId,
+        /// Elements before.
+        outer: usize,
+        /// Microbatches.
+        n: usize,
+        /// Elements after.
+        inner: usize,
+    },
+    /// Writes a scalar into a vector of partial sums, where this rank's coordinate is 0 on all of `owners`: a whole
+    /// value counts once.
+    Entry {
+        /// The scalar.
+        from: BufferId,
+        /// The vector.
+        into: BufferId,
+        /// Position.
+        index: usize,
+        /// Axes along which the scalar is whole.
+        owners: AxisSet,
+    },
+    /// Copies.
+    Copy {
+        /// From.
+        from: BufferId,
+        /// To.
+        into: BufferId,
+    },
+}
+
+impl Instruction {
+    /// Buffers that are read, then buffers that are written (an updated buffer is in both).
+    pub fn uses(&self) -> (Vec<BufferId>, Vec<BufferId>) {
+        use Instruction as I;
+        match self {
+            I::Compute { inputs, outputs, accumulate, op, .. } => {
+                let mut reads = inputs.clone();
+                if *accumulate {
+                    reads.extend(outputs);
+                }
+                reads.extend(op.in_place().iter().map(|(result, _)| outputs[*result]));
+                (reads, outputs.clone())
+            }
+            I::Load { output, .. } | I::Scalar { output, .. } | I::Fill { output, .. } | I::Recv { output, .. } => {
+                (vec![], vec![*output])
+            }
+            I::Slice { input, output, .. } | I::Pack { input, output, .. } | I::Unpack { input, output, .. } => {
+                (vec![*input], vec![*output])
+            }
+            I::Start { input, output, .. } => (vec![*input], vec![*output]),
+            I::Wait { .. } => (vec![], vec![]),
+            I::Send { input, .. } => (vec![*input], vec![]),
+            I::Accumulate { from, into } | I::Store { from, into, .. } | I::Entry { from, into, .. } => {
+                (vec![*from, *into], vec![*into])
+            }
+            I::Copy { from, into } => (vec![*from], vec![*into]),
+        }
+    }
+}
+
+/// Label of a block. Labels order the work of a step; the executor runs whatever blocks the actions name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Phase {
+    /// Before the first microbatch.
+    Begin,
+    /// F.
+    Forward,
+    /// I.
+    BackwardInput,
+    /// W.
+    BackwardWeight,
+    /// I and W together.
+    Backward,
+    /// After the last microbatch.
+    Update,
+}
+
+impl Phase {
+    /// Phase of a schedule's action.
+    pub fn of(kind: Kind) -> Phase {
+        match kind {
+            Kind::Forward => Phase::Forward,
+            Kind::BackwardInput => Phase::BackwardInput,
+            Kind::BackwardWeight => Phase::BackwardWeight,
+            Kind::Backward => Phase::Backward,
+        }
+    }
+
+    /// Name in listings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Begin => "begin",
+            Phase::Forward => "forward",
+            Phase::BackwardInput => "backward_input",
+            Phase::BackwardWeight => "backward_weight",
+            Phase::Backward => "backward",
+            Phase::Update => "update",
+        }
+    }
+}
+
+/// Instructions of one phase of one stage (stage `None`: of the pipeline rank).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Block {
+    /// The stage.
+    pub stage: Option<usize>,
+    /// The phase.
+    pub phase: Phase,
+    /// In order.
+    pub instructions: Vec<Instruction>,
+}
+
+/// Bytes of one rank's arena by purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ProgramMemory {
+    /// Parameters as stored between steps.
+    pub parameters_bytes: usize,
+    /// Accumulated gradients.
+    pub gradients_bytes: usize,
+    /// Optimizer moments.
+    pub optimizer_bytes: usize,
+    /// Values kept from forward to backward, over all slots.
+    pub activations_bytes: usize,
+    /// Temporaries of the largest block, and results kept through the step.
+    pub buffers_bytes: usize,
+}
+
+impl ProgramMemory {
+    /// All of it.
+    pub fn arena_bytes(&self) -> usize {
+        self.parameters_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+            + self.buffers_bytes
+    }
+}
+
+/// What every rank of one pipeline rank executes; coordinates enter at run time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    /// Position on the pipeline axis.
+    pub pipeline_rank: usize,
+    /// All buffers.
+    pub buffers: Vec<Buffer>,
+    /// All blocks.
+    pub blocks: Vec<Block>,
+    /// Order of work, with the slot of each action.
+    pub actions: Vec<(Action, usize)>,
+    /// Groups that collectives name.
+    pub groups: Vec<GroupKey>,
+    /// State buffers by name.
+    pub states: Vec<(String, BufferId)>,
+    /// Results that can be read after a step, by name.
+    pub outputs: Vec<(String, BufferId)>,
+    /// Number of tickets.
+    pub num_tickets: usize,
+    /// Bytes of states (the first part of the arena).
+    pub state_bytes: usize,
+    /// Bytes of the step region.
+    pub step_bytes: usize,
+    /// Per stage of this rank: bytes of a slot, number of slots, offset of slot 0 in the slot region.
+    pub slots: Vec<SlotRegion>,
+    /// Bytes of the temporary region.
+    pub temp_bytes: usize,
+    /// The same bytes by purpose.
+    pub memory: ProgramMemory,
+}
+
+/// Slots of one stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotRegion {
+    /// The stage.
+    pub stage: usize,
+    /// Bytes of one slot.
+    pub slot_bytes: usize,
+    /// Slots.
+    pub num_slots: usize,
+    /// Byte offset of slot 0 in the slot region.
+    pub offset: usize,
+}
+
+impl Program {
+    /// A buffer.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.index()]
+    }
+
+    /// The block of a stage's phase.
+    pub fn block(&self, stage: Option<usize>, phase: Phase) -> Option<&Block> {
+        self.blocks.iter().find(|b| b.stage == stage && b.phase == phase)
+    }
+
+    /// The named result.
+    pub fn output(&self, name: &str) -> Option<BufferId> {
+        self.outputs.iter().find(|(n, _)| n == name).map(|(_, b)| *b)
+    }
+
+    /// Bytes of everything but states.
+    pub fn workspace_bytes(&self) -> usize {
+        let slots: usize = self.slots.iter().map(|s| s.slot_bytes * s.num_slots).sum();
+        self.step_bytes + slots + self.temp_bytes
+    }
+
+    /// Place of a buffer in an arena that has the states first, for an action in `slot`.
+    pub fn span(&self, id: BufferId, slot: usize) -> Span {
+        let buffer = self.buffer(id);
+        let steps = self.state_bytes;
+        let slots = steps + self.step_bytes;
+        let temps = slots + self.slots.iter().map(|s| s.slot_bytes * s.num_slots).sum::<usize>();
+        let offset = match buffer.class {
+            Class::State => buffer.offset,
+            Class::Step => steps + buffer.offset,
+            Class::Slot(stage) => {
+                let region = self.slots.iter().find(|s| s.stage == stage).expect("a stage with slots has a region");
+                slots + region.offset + slot * region.slot_bytes + buffer.offset
+            }
+            Class::Temp => temps + buffer.offset,
+        };
+        Span { offset, len: buffer.capacity * buffer.dtype.size_bytes() }
+    }
+
+    /// A number that differs whenever two Programs differ: ranks compare it before step 0.
+    pub fn fingerprint(&self, plan: &Plan) -> u64 {
+        let text = format!("{:?}{:?}{:?}", self, plan.mesh, plan.schedule);
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    }
+}

@@ -1,0 +1,116 @@
+//! Lowering of the update: gradients of a parameter's uses to the optimizer's home, the vector of statistics, and
+//! results that go back into states.
+
+use graph::{Node, Op, Place, Role, StateKind, ValueId};
+use mesh::{Axis, AxisSet, Placement, Reduce};
+
+use super::{Lowering, Version};
+use crate::layout::Layout;
+use crate::plan::StateHome;
+use crate::program::{GroupKey, Instruction, Phase};
+
+impl Lowering<'_> {
+    pub(super) fn update_node(&mut self, node: &Node) {
+        let block = self.block(None, Phase::Update);
+        match (&node.op, node.place) {
+            (Op::Add, Place::Holders(parameter)) => self.gradient(block, node, parameter),
+            (Op::Stack, _) => self.stack(block, node),
+            (Op::Share, _) => self.share(block, node),
+            _ => {
+                self.compute(block, node, &node.inputs);
+                self.write_back(block, node);
+            }
+        }
+    }
+
+    fn made_here(&mut self, value: ValueId) -> bool {
+        self.version(value, Role::Update).is_some()
+    }
+
+    /// Adds the gradients of this rank's uses, brings the sum to the optimizer's home, then adds the uses that other
+    /// stages have of a tied parameter: each holder then updates its own copy with the same bits.
+    fn gradient(&mut self, block: usize, node: &Node, parameter: ValueId) {
+        let uses: Vec<ValueId> = node.inputs.iter().copied().filter(|v| self.made_here(*v)).collect();
+        let result = node.outputs[0];
+        let dims = self.graph.value(result).dims.clone();
+        if let [only] = uses[..] {
+            let version = self.version(only, Role::Update).expect("filtered above");
+            self.canonical.insert(result, version);
+        } else {
+            self.compute(block, node, &uses);
+        }
+        let home = Axis::SPACE.into_iter().fold(Layout::WHOLE, |l, a| {
+            l.with(a, self.plan.state_home(a, &dims, StateHome::Optimizer))
+        });
+        let mut version = self.canonical[&result];
+        if version.layout != home {
+            version = self.redistribute(block, result, version, home, true);
+        }
+        let holders = self.plan.holders(parameter).to_vec();
+        if holders.len() > 1 {
+            let key = GroupKey { axes: AxisSet::EMPTY, pipeline_ranks: Some(holders) };
+            self.all_reduce_over(block, version.buffer, Reduce::Sum, key);
+        }
+        self.canonical.insert(result, version);
+    }
+
+    /// Every scalar into its place; what is whole counts once; then one all_reduce over the world.
+    fn stack(&mut self, block: usize, node: &Node) {
+        let result = node.outputs[0];
+        let dims = self.graph.value(result).dims.clone();
+        let axes: AxisSet = Axis::SPACE.into_iter().filter(|a| self.plan.divides(*a)).collect();
+        let owed = axes.iter().fold(Layout::WHOLE, |l, a| l.with(a, Placement::Partial(Reduce::Sum)));
+        let into = self.new_buffer(result, &dims, owed);
+        self.emit(block, Instruction::Fill { value: 0.0, output: into });
+        for (index, value) in node.inputs.iter().enumerate() {
+            let Some(version) = self.version(*value, Role::Update) else { continue };
+            let owners: AxisSet = Axis::SPACE
+                .into_iter()
+                .filter(|a| *a != Axis::Pp && self.plan.divides(*a))
+                .filter(|a| version.layout.get(*a) == Placement::Whole)
+                .collect();
+            self.emit(block, Instruction::Entry { from: version.buffer, into, index, owners });
+        }
+        let buffer = self.alias(into, &dims, Layout::WHOLE);
+        if !axes.is_empty() {
+            self.all_reduce_over(block, buffer, Reduce::Sum, GroupKey { axes, pipeline_ranks: None });
+        }
+        self.canonical.insert(result, Version { layout: Layout::WHOLE, buffer });
+    }
+
+    /// The value of one pipeline rank on all: whole there, zero elsewhere, summed over pp.
+    fn share(&mut self, block: usize, node: &Node) {
+        let (value, result) = (node.inputs[0], node.outputs[0]);
+        let dims = self.graph.value(result).dims.clone();
+        let buffer = if self.made_here(value) {
+            self.need(block, value, Role::Update, Layout::WHOLE)
+        } else {
+            let owed = Layout::WHOLE.with(Axis::Pp, Placement::Partial(Reduce::Sum));
+            let empty = self.new_buffer(result, &dims, owed);
+            self.emit(block, Instruction::Fill { value: 0.0, output: empty });
+            self.alias(empty, &dims, Layout::WHOLE)
+        };
+        if self.plan.divides(Axis::Pp) {
+            let key = GroupKey { axes: AxisSet::EMPTY.with(Axis::Pp), pipeline_ranks: None };
+            self.all_reduce_over(block, buffer, Reduce::Sum, key);
+        }
+        self.canonical.insert(result, Version { layout: Layout::WHOLE, buffer });
+    }
+
+    /// Brings updated states that were changed in another layout back into their buffers.
+    fn write_back(&mut self, block: usize, node: &Node) {
+        for (result, operand) in node.op.in_place() {
+            let Op::State(state) = &self.graph.producer(node.inputs[*operand]).op else { continue };
+            let state_version = self.version(node.inputs[*operand], Role::Update).expect("a state");
+            let updated = self.canonical[&node.outputs[*result]];
+            if updated.buffer == state_version.buffer {
+                continue;
+            }
+            let dims = self.graph.value(node.outputs[*result]).dims.clone();
+            let home = self.plan.state_layout(&dims, state.kind);
+            debug_assert!(state.kind == StateKind::Parameter || home == state_version.layout);
+            let back = self.redistribute(block, node.outputs[*result], updated, home, true);
+            self.emit(block, Instruction::Copy { from: back.buffer, into: state_version.buffer });
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What keys mean together: multiples, limits and exclusions that the text alone shows. Legality of a
+//! layout for a model is the planner's.
+
+use std::collections::BTreeMap;
+
+use super::{Config, ConfigError, Family, Optimizer, Source};
+
+/// Where each key was written, for messages.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    places: BTreeMap<String, Source>,
+}
+
+impl Places {
+    /// Notes where a key was written; the last place counts.
+    pub fn note(&mut self, key: &str, place: Source) {
+        let key = if key.starts_with("parallel.mesh.") { "parallel.mesh" } else { key };
+        self.places.insert(key.to_string(), place);
+    }
+
+    /// Notes every key that a `--mesh` sets.
+    pub fn note_layout(&mut self, layout: &str) {
+        let place = Source::Mesh(layout.into());
+        self.note("parallel.mesh", place.clone());
+        for (key, _) in layout.split(';').skip(1).filter_map(|part| part.split_once('=')) {
+            self.note(&format!("parallel.{}", key.trim()), place.clone());
+        }
+    }
+
+    /// Whether a key was written anywhere.
+    pub fn has(&self, key: &str) -> bool {
+        self.places.contains_key(key)
+    }
+
+    fn of(&self, key: &str) -> Source {
+        self.places.get(key).cloned().unwrap_or(Source::Default)
+    }
+
+    fn first(&self, keys: &[&'static str]) -> Option<(&'static str, Source)> {
+        keys.iter().find_map(|key| Some((*key, self.places.get(*key)?.clone())))
+    }
+}
+
+/// What a Hugging Face directory's `config.json` says instead.
+const SHAPE: [&str; 12] = [
+    "model.family",
+    "model.num_layers",
+    "model.embed",
+    "model.num_heads",
+    "model.num_kv_heads",
+    "model.head_dim",
+    "model.mlp",
+    "model.vocab_size",
+    "model.max_positions",
+    "model.tied",
+    "model.rope_theta",
+    "model.norm_eps",
+];
+
+impl Config {
+    /// Checks how keys go together, as [`Config::load`] has done already; for a configuration that was
+    /// changed since.
+    ///
+    /// # Errors
+    /// The first fault.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.check_with(&Places::default())
+    }
+
+    pub(super) fn check_with(&self, places: &Places) -> Result<(), ConfigError> {
+        match self.model.from {
+            Some(_) => check_from(places)?,
+            None => self.check_model(places)?,
+        }
+        self.check_data(places)?;
+        self.check_parallel(places)?;
+        self.check_train(places)
+    }
+
+    fn check_model(&self, places: &Places) -> Result<(), ConfigError> {
+        let model = &self.model;
+        let multiple = |key, value: usize, by, divisor: usize| {
+            let (place, by_place) = (places.of(key), places.of(by));
+            match value.is_multiple_of(divisor) {
+                true => Ok(()),
+                false => Err(ConfigError::NotDivisible { key, value, place, by, divisor, by_place }),
+            }
+        };
+        if model.head_dim.is_none() {
+            multiple("model.embed", model.embed, "model.num_heads", model.num_heads)?;
+        }
+        let num_kv_heads = model.resolved_num_kv_heads();
+        multiple("model.num_heads", model.num_heads, "model.num_kv_heads", num_kv_heads)?;
+        let out_of_range = |key: &str, value: usize, allowed: &str| {
+            let (key, place) = (key.to_string(), places.of(key));
+            Err(ConfigError::OutOfRange {
+                key,
+                value: value.to_string(),
+                place,
+                allowed: allowed.to_string(),
+            })
+        };
+        match model.family {
+            Family::Gpt2 if num_kv_heads != model.num_heads => {
+                let allowed = "num_heads for gpt2, which has no grouped heads; remove it";
+                return out_of_range("model.num_kv_heads", num_kv_heads, allowed);
+            }
+            Family::Llama if !model.resolved_head_dim().is_multiple_of(2) => {
+                let allowed = "even, since rotary positions turn pairs";
+                return out_of_range("model.head_dim", model.resolved_head_dim(), allowed);
+            }
+            _ => {}
+        }
+        let (positions, length) = (self.resolved_max_positions(), self.data.sequence_length);
+        if model.family == Family::Gpt2 && positions < length {
+            return Err(ConfigError::TooLarge {
+                key: "data.sequence_length",
+                value: length.to_string(),
+                place: places.of("data.sequence_length"),
+                limit_name: "`model.max_positions`",
+                limit: positions.to_string().into(),
+                remedy: "shorten the sequences or add positions",
+            });
+        }
+        let num_stages = self.parallel.mesh.pp.saturating_mul(self.parallel.chunks);
+        if num_stages > model.num_layers {
+            let (key, place) = places
+                .first(&["parallel.chunks", "parallel.mesh"])
+                .unwrap_or(("parallel.mesh", Source::Default));
+            return Err(ConfigError::TooLarge {
+                key,
+                value: format!("{} x {} stages", self.parallel.mesh.pp, self.parallel.chunks),
+                place,
+                limit_name: "`model.num_layers`",
+                limit: model.num_layers.to_string().into(),
+                remedy: "use a smaller pp or fewer chunks, or add layers",
+            });
+        }
+        Ok(())
+    }
+
+    fn check_data(&self, places: &Places) -> Result<(), ConfigError> {
+        if self.data.tokenizer.is_some() && self.data.tokenizer_vocab.is_some() {
+            let (key, place) = ("data.tokenizer_vocab".to_string(), places.of("data.tokenizer_vocab"));
+            let reason = "one trains a tokenizer, the other reads one; remove one of them";
+            return Err(ConfigError::Conflict { key, place, other: "data.tokenizer", reason });
+        }
+        if let (Some(vocab_size), Some(tokens)) = (self.model.vocab_size, self.data.tokenizer_vocab)
+            && tokens > vocab_size
+        {
+            return Err(ConfigError::TooLarge {
+                key: "data.tokenizer_vocab",
+                value: tokens.to_string(),
+                place: places.of("data.tokenizer_vocab"),
+                limit_name: "`model.vocab_size`",
+                limit: vocab_size.to_string().into(),
+                remedy: "raise the model's or lower the tokenizer's",
+            });
+        }
+        Ok(())
+    }
+
+    fn check_parallel(&self, places: &Places) -> Result<(), ConfigError> {
+        let parallel = &self.parallel;
+        super::layout::check_world(&parallel.mesh, &places.of("parallel.mesh"))?;
+        let pieces = parallel.mesh.dp.saturating_mul(parallel.num_microbatches);
+        if pieces > self.train.batch {
+            let keys = ["parallel.num_microbatches", "parallel.mesh"];
+            let (_, place) = places.first(&keys).unwrap_or(("", Source::Default));
+            return Err(ConfigError::TooLarge {
+                key: "parallel.num_microbatches",
+                value: format!("{} for each of dp = {}", parallel.num_microbatches, parallel.mesh.dp),
+                place,
+                limit_name: "`train.batch`",
+                limit: self.train.batch.to_string().into(),
+                remedy: "each microbatch needs a sequence: raise the batch or use fewer microbatches",
+            });
+        }
+        schedule::generate(&parallel.schedule, parallel.mesh.pp, parallel.num_microbatches, parallel.chunks)
+            .map_err(|error| {
+                let keys =
+                    ["parallel.chunks", "parallel.schedule", "parallel.num_microbatches", "parallel.mesh"];
+                let (_, place) = places.first(&keys).unwrap_or(("", Source::Default));
+                ConfigError::Schedule { place, error }
+            })?;
+        Ok(())
+    }
+
+    fn check_train(&self, places: &Places) -> Result<(), ConfigError> {
+        let train = &self.train;
+        if train.min_lr > train.lr {
+            return Err(ConfigError::TooLarge {
+                key: "train.min_lr",
+                value: format!("{:?}", train.min_lr),
+                place: places.of("train.min_lr"),
+                limit_name: "`train.lr`",
+                limit: format!("{:?}", train.lr).into(),
+                remedy: "the learning rate falls to min_lr: lower it",
+            });
+        }
+        if train.nesterov && (train.momentum == 0.0 || train.optimizer != Optimizer::Sgd) {
+            let (key, place) = ("train.nesterov".to_string(), places.of("train.nesterov"));
+            let (other, reason) = match train.optimizer {
+                Optimizer::Sgd => ("train.momentum = 0", "set a momentum, or remove nesterov"),
+                _ => ("train.optimizer", "only sgd has a Nesterov momentum; remove one of them"),
+            };
+            return Err(ConfigError::Conflict { key, place, other, reason });
+        }
+        Ok(())
+    }
+}
+
+fn check_from(places: &Places) -> Result<(), ConfigError> {
+    match places.first(&SHAPE) {
+        Some((key, place)) => {
+            let reason = "the directory's config.json gives it; remove one of them";
+            Err(ConfigError::Conflict { key: key.to_string(), place, other: "model.from", reason })
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,168 @@
+//! The table `parallel`: its keys, defaults and single-key ranges. Whether a layout is legal for a
+//! model is the planner's to say.
+
+use super::layout::{axes_of_table, axes_of_text, axis_size};
+use super::names::named;
+use super::value::{Raw, Value};
+use super::{ConfigError, Source};
+
+named! {
+    /// How attention sees other ranks' tokens under context parallelism.
+    Context {
+        /// Keys and values are gathered; tokens in contiguous pieces.
+        Gather = "gather",
+        /// Tokens dealt out in turn, so that causal work is even.
+        Striped = "striped",
+    }
+}
+
+named! {
+    /// Which activations are computed again in the backward.
+    Recompute {
+        /// None.
+        None = "none",
+        /// Those that are cheap for their size.
+        Selective = "selective",
+        /// All of a layer.
+        Full = "full",
+    }
+}
+
+/// Ranks along each axis of the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MeshSizes {
+    /// Data parallel.
+    pub dp: usize,
+    /// Context parallel.
+    pub cp: usize,
+    /// Tensor parallel.
+    pub tp: usize,
+    /// Pipeline parallel.
+    pub pp: usize,
+    /// Expert parallel.
+    pub ep: usize,
+}
+
+impl Default for MeshSizes {
+    fn default() -> MeshSizes {
+        MeshSizes { dp: 1, cp: 1, tp: 1, pp: 1, ep: 1 }
+    }
+}
+
+impl MeshSizes {
+    /// The axes' names, in the order of the contract.
+    pub const AXES: [&'static str; 5] = ["dp", "cp", "tp", "pp", "ep"];
+
+    /// Every axis with its size.
+    pub fn axes(&self) -> [(&'static str, usize); 5] {
+        [("dp", self.dp), ("cp", self.cp), ("tp", self.tp), ("pp", self.pp), ("ep", self.ep)]
+    }
+
+    /// The product of all axes.
+    pub fn world_size(&self) -> usize {
+        self.axes().iter().fold(1, |product: usize, (_, size)| product.saturating_mul(*size))
+    }
+
+    pub(super) fn axis_mut(&mut self, axis: &str) -> Option<&mut usize> {
+        Some(match axis {
+            "dp" => &mut self.dp,
+            "cp" => &mut self.cp,
+            "tp" => &mut self.tp,
+            "pp" => &mut self.pp,
+            "ep" => &mut self.ep,
+            _ => return None,
+        })
+    }
+}
+
+/// `dp=2,tp=2`: the axes above 1, or `dp=1`.
+impl std::fmt::Display for MeshSizes {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let split = self.axes().into_iter().filter(|(_, size)| *size != 1);
+        let parts: Vec<String> = split.map(|(axis, size)| format!("{axis}={size}")).collect();
+        out.write_str(if parts.is_empty() { "dp=1" } else { "" })?;
+        out.write_str(&parts.join(","))
+    }
+}
+
+/// How a model is split across ranks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parallel {
+    /// Ranks along each axis.
+    pub mesh: MeshSizes,
+    /// Whether the residual is split along the sequence over tp.
+    pub sequence: bool,
+    /// How attention sees other ranks' tokens under cp.
+    pub context: Context,
+    /// ZeRO stage, 0 to 3.
+    pub zero: u8,
+    /// The pipeline schedule's name; one that `schedule` knows.
+    pub schedule: String,
+    /// Stages per pipeline rank.
+    pub chunks: usize,
+    /// Microbatches of a step.
+    pub num_microbatches: usize,
+    /// Which activations are computed again.
+    pub recompute: Recompute,
+    /// Compute threads of each rank.
+    pub threads_per_rank: usize,
+    /// Whether sums are exact, so that every layout gives the same bits.
+    pub exact: bool,
+    /// How long a collective may wait for its peers.
+    pub deadline_seconds: f64,
+}
+
+impl Default for Parallel {
+    fn default() -> Parallel {
+        Parallel {
+            mesh: MeshSizes::default(),
+            sequence: false,
+            context: Context::Gather,
+            zero: 0,
+            schedule: "1f1b".to_string(),
+            chunks: 1,
+            num_microbatches: 1,
+            recompute: Recompute::None,
+            threads_per_rank: 1,
+            exact: false,
+            deadline_seconds: 60.0,
+        }
+    }
+}
+
+impl Parallel {
+    /// Sets a key; false if there is none of that name. `mesh` replaces all axes, `mesh.tp` one.
+    pub(super) fn set(&mut self, key: &str, value: &Value) -> Result<bool, ConfigError> {
+        match key {
+            "mesh" => {
+                self.mesh = match &value.raw {
+                    Raw::Table(entries) => axes_of_table(entries, value)?,
+                    Raw::String(text) => axes_of_text(text, &value.place)?,
+                    _ => return Err(value.wrong_type("a table of axes, as { dp = 2, tp = 2 }")),
+                }
+            }
+            "sequence" => self.sequence = value.switch()?,
+            "context" => self.context = value.name()?,
+            "zero" => self.zero = value.count_within(0, 3)? as u8,
+            "schedule" => self.schedule = schedule_name(value)?,
+            "chunks" => self.chunks = value.count(1)?,
+            "num_microbatches" => self.num_microbatches = value.count(1)?,
+            "recompute" => self.recompute = value.name()?,
+            "threads_per_rank" => self.threads_per_rank = value.count(1)?,
+            "exact" => self.exact = value.switch()?,
+            "deadline_seconds" => self.deadline_seconds = value.positive()?,
+            axis => {
+                let Some(axis) = axis.strip_prefix("mesh.") else { return Ok(false) };
+                axis_size(&mut self.mesh, axis, value)?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn schedule_name(value: &Value) -> Result<String, ConfigError> {
+    let name = value.text()?;
+    let place: Source = value.place.clone();
+    schedule::find(&name).map_err(|error| ConfigError::Schedule { place, error })?;
+    Ok(name)
+}
