@@ -72,7 +72,9 @@ impl Dataset {
             num_samples += (end - begin - 1).div_ceil(sequence_length);
         }
         match split {
-            _ if num_samples > 0 => Ok(Self { store, split, sequence_length, runs, num_samples, num_targets }),
+            _ if num_samples > 0 => {
+                Ok(Self { store, split, sequence_length, runs, num_samples, num_targets })
+            }
             Split::Train => Err(DataError::NoDocuments),
             Split::HeldOut => {
                 let num_tokens = store.num_tokens(split);
@@ -141,7 +143,11 @@ impl Dataset {
         weights: &mut [f32],
     ) {
         let lengths = [tokens.len(), targets.len(), weights.len()];
-        assert!(lengths.iter().all(|&length| length == index.len()), "index {} against {lengths:?}", index.len());
+        assert!(
+            lengths.iter().all(|&length| length == index.len()),
+            "index {} against {lengths:?}",
+            index.len()
+        );
         let (begin, end) = self.window(sample);
         let token_at = |at: usize| self.store.token(self.split, at) as i32;
         let padding = self.store.pad_id().unwrap_or(0) as i32;

@@ -66,13 +66,17 @@ pub enum DataError {
         byte_offset: usize,
     },
     /// The held-out fraction is not in [0, 1).
-    #[error("validation = {validation}: the held-out fraction must be at least 0 and less than 1: 0.05 is usual")]
+    #[error(
+        "validation = {validation}: the held-out fraction must be at least 0 and less than 1: 0.05 is usual"
+    )]
     ValidationOutOfRange {
         /// The fraction as given.
         validation: f64,
     },
     /// Held-out text is asked for and there is none.
-    #[error("no held-out text: validation = {validation} leaves {num_tokens} tokens: raise `[data] validation`")]
+    #[error(
+        "no held-out text: validation = {validation} leaves {num_tokens} tokens: raise `[data] validation`"
+    )]
     NothingHeldOut {
         /// The fraction as given.
         validation: f64,
@@ -128,7 +132,9 @@ pub enum DataError {
         reason: String,
     },
     /// The tokenizer refuses a text, for example a word-level one without an unknown token.
-    #[error("the tokenizer cannot encode a text of {num_bytes} bytes: {reason}: use one with bytes or an unknown token")]
+    #[error(
+        "the tokenizer cannot encode a text of {num_bytes} bytes: {reason}: use one with bytes or an unknown token"
+    )]
     Encode {
         /// Size of the text.
         num_bytes: usize,
@@ -165,7 +171,9 @@ pub enum DataError {
         reason: &'static str,
     },
     /// The data was built with another tokenizer than the one given.
-    #[error("a token cache of vocabulary {cached} does not fit a model of vocabulary {vocab_size}: give both the same tokenizer")]
+    #[error(
+        "a token cache of vocabulary {cached} does not fit a model of vocabulary {vocab_size}: give both the same tokenizer"
+    )]
     VocabMismatch {
         /// Vocabulary of the cache.
         cached: usize,

@@ -182,7 +182,11 @@ impl Split {
 impl fmt::Debug for TokenStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { file, path, origin } = self;
-        f.debug_struct("TokenStore").field("path", path).field("origin", origin).field("header", &file.header).finish()
+        f.debug_struct("TokenStore")
+            .field("path", path)
+            .field("origin", origin)
+            .field("header", &file.header)
+            .finish()
     }
 }
 
@@ -193,7 +197,11 @@ fn key(contents: &[String], tokenizer: &Tokenizer, validation: f64) -> ContentHa
     ContentHash::of_parts(parts.into_iter().chain(contents.iter().map(String::as_bytes)))
 }
 
-fn encode(contents: &[String], tokenizer: &Tokenizer, validation: f64) -> Result<[SplitTokens; 2], DataError> {
+fn encode(
+    contents: &[String],
+    tokenizer: &Tokenizer,
+    validation: f64,
+) -> Result<[SplitTokens; 2], DataError> {
     let mut streams = [Stream::default(), Stream::default()];
     for text in contents {
         for piece in text::pieces(text, validation) {

@@ -15,7 +15,8 @@ struct Fixture {
 impl Fixture {
     fn new(contents: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let texts: Vec<PathBuf> = (0..contents.len()).map(|i| directory.path().join(format!("{i}.txt"))).collect();
+        let texts: Vec<PathBuf> =
+            (0..contents.len()).map(|i| directory.path().join(format!("{i}.txt"))).collect();
         for (path, content) in texts.iter().zip(contents) {
             fs::write(path, content).unwrap();
         }
@@ -45,7 +46,8 @@ fn documents_are_framed_and_share_their_frame() {
     let fixture = Fixture::new(&["one\u{c}two", "three"]);
     let store = fixture.open(0.0).unwrap();
     let encode = |text| fixture.tokenizer.encode(text).unwrap();
-    let expected = [vec![0], encode("one"), vec![0], encode("two"), vec![0], encode("three"), vec![0]].concat();
+    let expected =
+        [vec![0], encode("one"), vec![0], encode("two"), vec![0], encode("three"), vec![0]].concat();
     assert_eq!(stream(&store, Split::Train), expected);
     assert_eq!((store.num_documents(Split::Train), store.num_bytes(Split::Train)), (3, 11));
     let second = store.document(Split::Train, 1);
@@ -117,7 +119,8 @@ fn a_damaged_cache_is_rebuilt() {
         bytes
     };
     let longer = [&good[..], b"x"].concat();
-    let damaged = [vec![], good[..100].to_vec(), good[..good.len() - 1].to_vec(), longer, flipped(3), flipped(40)];
+    let damaged =
+        [vec![], good[..100].to_vec(), good[..good.len() - 1].to_vec(), longer, flipped(3), flipped(40)];
     for bytes in damaged.into_iter().chain([flipped(good.len() - 1), flipped(150)]) {
         fs::write(&path, bytes).unwrap();
         let store = fixture.open(0.1).unwrap();
@@ -143,7 +146,8 @@ fn threads_may_build_at_once() {
         builders.into_iter().map(|builder| builder.join().unwrap()).collect()
     });
     assert!(streams.windows(2).all(|pair| pair[0] == pair[1]));
-    let names: Vec<_> = fs::read_dir(fixture.cache()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(fixture.cache()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 1, "no temporary file is left: {names:?}");
 }
 
@@ -159,7 +163,8 @@ fn processes_may_build_at_once() {
         for i in 1..20 {
             // A new cache each time, so that the processes race again and again.
             let validation = f64::from(i) / 100.0;
-            let store = TokenStore::open_or_build(&texts, &tokenizer, &directory.join("cache"), validation).unwrap();
+            let store =
+                TokenStore::open_or_build(&texts, &tokenizer, &directory.join("cache"), validation).unwrap();
             assert!(store.num_tokens(Split::Train) > 1000 && store.token(Split::Train, 1000) > 0);
         }
         return;

@@ -47,7 +47,11 @@ pub(crate) fn read(path: &Path) -> Result<String, DataError> {
 
 /// Checks a held-out fraction.
 pub(crate) fn check_validation(validation: f64) -> Result<(), DataError> {
-    if (0.0..1.0).contains(&validation) { Ok(()) } else { Err(DataError::ValidationOutOfRange { validation }) }
+    if (0.0..1.0).contains(&validation) {
+        Ok(())
+    } else {
+        Err(DataError::ValidationOutOfRange { validation })
+    }
 }
 
 /// The documents of a text, as byte ranges.
@@ -95,7 +99,11 @@ pub(crate) fn pieces(text: &str, validation: f64) -> Vec<Piece> {
         return documents.into_iter().map(|range| whole(range, false)).collect();
     }
     if documents.iter().any(|range| range.start >= target) {
-        return documents.into_iter().map(|range| (range.start >= target, range)).map(|(h, r)| whole(r, h)).collect();
+        return documents
+            .into_iter()
+            .map(|range| (range.start >= target, range))
+            .map(|(h, r)| whole(r, h))
+            .collect();
     }
     // Every document starts before the target: only the last one can reach beyond it.
     let mut pieces: Vec<Piece> = documents.into_iter().map(|range| whole(range, false)).collect();

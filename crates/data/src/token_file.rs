@@ -214,7 +214,10 @@ impl TokenFile {
             let mut least = 0;
             for range in (0..opened.header.num_documents[split]).map(|i| opened.document(split, i as usize)) {
                 // Neighbours may share one token: the end of one is the start of the next.
-                if range.start < least || range.end <= range.start || range.end > opened.header.num_tokens[split] {
+                if range.start < least
+                    || range.end <= range.start
+                    || range.end > opened.header.num_tokens[split]
+                {
                     return Err("a document's range is out of order");
                 }
                 least = range.end - 1;
@@ -242,9 +245,12 @@ impl TokenFile {
         let bytes = &self.file.as_bytes()[self.tokens[split].clone()];
         match self.width {
             2 => u32::from(u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]])),
-            _ => {
-                u32::from_le_bytes([bytes[4 * index], bytes[4 * index + 1], bytes[4 * index + 2], bytes[4 * index + 3]])
-            }
+            _ => u32::from_le_bytes([
+                bytes[4 * index],
+                bytes[4 * index + 1],
+                bytes[4 * index + 2],
+                bytes[4 * index + 3],
+            ]),
         }
     }
 
@@ -299,14 +305,19 @@ mod tests {
         for vocab_size in [300, 65_536, 65_537, 200_000] {
             let (_directory, path) = written(vocab_size);
             let (header, splits) = sample(vocab_size);
-            let file = TokenFile::open(&path, &ContentHash::of(b"key")).unwrap_or_else(|error| panic!("{error:?}"));
+            let file =
+                TokenFile::open(&path, &ContentHash::of(b"key")).unwrap_or_else(|error| panic!("{error:?}"));
             assert_eq!(file.header, header);
             for (split, expected) in splits.iter().enumerate() {
                 let tokens: Vec<u32> = (0..file.num_tokens(split)).map(|i| file.token(split, i)).collect();
-                let documents: Vec<_> = (0..file.num_documents(split)).map(|i| file.document(split, i)).collect();
+                let documents: Vec<_> =
+                    (0..file.num_documents(split)).map(|i| file.document(split, i)).collect();
                 assert_eq!((tokens, documents), (expected.tokens.clone(), expected.documents.clone()));
             }
-            assert_eq!(std::fs::metadata(&path).unwrap().len(), (HEADER_BYTES + 64 + 12 * header.width()) as u64);
+            assert_eq!(
+                std::fs::metadata(&path).unwrap().len(),
+                (HEADER_BYTES + 64 + 12 * header.width()) as u64
+            );
         }
     }
 
@@ -314,7 +325,10 @@ mod tests {
     fn another_key_is_refused() {
         let (_directory, path) = written(300);
         assert!(matches!(TokenFile::open(&path, &ContentHash::of(b"other")), Err(Unusable::Damaged(_))));
-        assert!(matches!(TokenFile::open(&path.with_extension("no"), &ContentHash::of(b"key")), Err(Unusable::Absent)));
+        assert!(matches!(
+            TokenFile::open(&path.with_extension("no"), &ContentHash::of(b"key")),
+            Err(Unusable::Absent)
+        ));
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Tokenizer {
         let texts = files.iter().map(|path| text::read(path)).collect::<Result<Vec<_>, _>>()?;
         let chunks = texts.iter().flat_map(|text| {
             let training = text::pieces(text, validation).into_iter().filter(|piece| !piece.held_out);
-            training.flat_map(|piece| chunks(&text[piece.range]))
+            training.flat_map(|piece| chunks(&text[piece.range], CHUNK_BYTES))
         });
         Self::train_on_chunks(chunks.collect(), vocab_size)
     }
@@ -113,7 +113,8 @@ impl Tokenizer {
             path: path.to_path_buf(),
             byte_offset: error.utf8_error().valid_up_to(),
         })?;
-        Self::from_json(json).map_err(|reason| DataError::TokenizerMalformed { path: path.to_path_buf(), reason })
+        Self::from_json(json)
+            .map_err(|reason| DataError::TokenizerMalformed { path: path.to_path_buf(), reason })
     }
 
     fn from_json(json: String) -> Result<Self, String> {
@@ -136,7 +137,8 @@ impl Tokenizer {
         }
         let added = inner.get_added_tokens_decoder();
         let find = |names: &[&str]| {
-            let id_of = |name: &&str| added.iter().find(|(_, t)| t.special && t.content == **name).map(|(&id, _)| id);
+            let id_of =
+                |name: &&str| added.iter().find(|(_, t)| t.special && t.content == **name).map(|(&id, _)| id);
             names.iter().find_map(id_of)
         };
         let (start, end, pad) = (find(&START_NAMES), find(&END_NAMES), find(&PAD_NAMES));
@@ -161,10 +163,15 @@ impl Tokenizer {
     /// # Errors
     /// A loaded tokenizer may lack a token for some character; one trained here never fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        if !self.chunks_freely || text.len() < 2 * CHUNK_BYTES {
+        self.encode_in_chunks(text, CHUNK_BYTES)
+    }
+
+    fn encode_in_chunks(&self, text: &str, least_bytes: usize) -> Result<Vec<u32>, DataError> {
+        if !self.chunks_freely || text.len() < 2 * least_bytes {
             return self.encode_whole(text);
         }
-        let encodings = self.inner.encode_batch_fast(chunks(text), false).map_err(refused(text))?;
+        let encodings =
+            self.inner.encode_batch_fast(chunks(text, least_bytes), false).map_err(refused(text))?;
         Ok(encodings.iter().flat_map(|encoding| encoding.get_ids()).copied().collect())
     }
 
@@ -179,7 +186,11 @@ impl Tokenizer {
     /// A token beyond the vocabulary.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, DataError> {
         if let Some(index) = tokens.iter().position(|&token| token as usize >= self.vocab_size) {
-            return Err(DataError::TokenOutOfRange { token: tokens[index], index, vocab_size: self.vocab_size });
+            return Err(DataError::TokenOutOfRange {
+                token: tokens[index],
+                index,
+                vocab_size: self.vocab_size,
+            });
         }
         let failed = |error: tokenizers::Error| error.to_string();
         let text = self.inner.decode(tokens, true).map_err(failed);
@@ -224,15 +235,15 @@ fn refused(text: &str) -> impl Fn(tokenizers::Error) -> DataError {
 }
 
 /// Cuts a text where GPT-2's pre-tokenizer cuts it anyway: after a single newline that has no other white space on
-/// either side. (After several, its look-ahead would see the end of the text and join what it splits in the whole.)
-fn chunks(text: &str) -> Vec<&str> {
+/// either side, no piece but the last being shorter than `least_bytes`. (After several, its look-ahead would see the end of the text and join what it splits in the whole.)
+fn chunks(text: &str, least_bytes: usize) -> Vec<&str> {
     let mut chunks = Vec::new();
     let mut start = 0;
     for (newline, _) in text.match_indices('\n') {
         let (before, after) = (&text[start..newline], &text[newline + 1..]);
         let ends_word = before.chars().next_back().is_some_and(|c| !c.is_whitespace());
         let starts_word = after.chars().next().is_some_and(|c| !c.is_whitespace());
-        if before.len() >= CHUNK_BYTES && ends_word && starts_word {
+        if before.len() >= least_bytes && ends_word && starts_word {
             chunks.push(&text[start..=newline]);
             start = newline + 1;
         }

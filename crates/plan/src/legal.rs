@@ -82,7 +82,8 @@ pub(crate) fn legal(
     let mut choices = Vec::new();
     // Time has no gather and no slice: what a microbatch has is what the operation gets.
     let reachable = |operand: &Operand, target: Placement<Dim>| {
-        axis != Axis::Mb || operand.placement == target || (operand.source && !target.is_partial())
+        let now = if operand.source { plan.home(Axis::Mb, &operand.dims) } else { operand.placement };
+        axis != Axis::Mb || now == target
     };
     let fits = |choice: Choice| {
         operands.iter().enumerate().all(|(i, operand)| {

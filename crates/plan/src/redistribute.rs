@@ -76,7 +76,7 @@ impl Lowering<'_> {
             Placement::Shard(dim) => Some((*axis, *dim)),
             _ => None,
         });
-        let (axis, dim) = gather.expect("only gathers are left");
+        let (axis, dim) = gather.unwrap_or_else(|| panic!("no move from [{}] to [{target}]", at.layout));
         self.gather(block, value, at, axis, dim)
     }
 

@@ -37,14 +37,12 @@ pub(super) fn remove_file(path: &Path) -> Result<(), CheckpointError> {
 
 /// Removes a directory and what is in it.
 pub(super) fn remove_tree(path: &Path) -> Result<(), CheckpointError> {
-    if let Err(e) = stop() {
-        #[cfg(test)]
-        if fault::struck_now() {
-            let _ = fs::read_dir(path)
-                .map(|mut d| d.next().and_then(Result::ok).map(|f| fs::remove_file(f.path())));
-        }
-        return Err(CheckpointError::io("remove", path)(e));
+    #[cfg(test)]
+    if fault::next_strikes() {
+        let _ =
+            fs::read_dir(path).map(|mut d| d.next().and_then(Result::ok).map(|f| fs::remove_file(f.path())));
     }
+    stop().map_err(CheckpointError::io("remove", path))?;
     fs::remove_dir_all(path).map_err(CheckpointError::io("remove", path))
 }
 
@@ -104,13 +102,11 @@ impl HashedFile {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if let Err(e) = stop() {
-            #[cfg(test)]
-            if fault::struck_now() {
-                self.file.write_all(&bytes[..bytes.len() / 2])?;
-            }
-            return Err(e);
+        #[cfg(test)]
+        if fault::next_strikes() {
+            self.file.write_all(&bytes[..bytes.len() / 2])?;
         }
+        stop()?;
         self.file.write_all(bytes)?;
         self.hasher.update(bytes);
         self.bytes += bytes.len() as u64;
@@ -145,8 +141,9 @@ pub(super) mod fault {
         LEFT.get().is_some_and(|left| left < 0)
     }
 
-    pub(super) fn struck_now() -> bool {
-        LEFT.get() == Some(-1)
+    /// Whether the next change is the one to tear.
+    pub(super) fn next_strikes() -> bool {
+        LEFT.get() == Some(0)
     }
 
     pub(super) fn pass() -> io::Result<()> {
