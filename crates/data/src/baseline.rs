@@ -50,7 +50,7 @@ pub struct Baselines {
     pub weight: f64,
 }
 
-const ALPHAS: [f64; 6] = [0.01, 0.05, 0.1, 0.3, 1.0, 3.0];
+const ALPHAS: [f64; 8] = [0.0001, 0.001, 0.01, 0.05, 0.1, 0.3, 1.0, 3.0];
 const TUNING_FRACTION: usize = 20;
 
 /// Scores unigram and bigram counts on a store's held-out tokens.

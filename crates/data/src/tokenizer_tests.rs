@@ -14,7 +14,7 @@ fn prose(num_words: usize) -> String {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let draw = (state >> 33) as usize;
         text += words[(draw % words.len()) * (draw / 64 % 2)];
-        text += if draw % 3 == 0 { words[draw / 7 % words.len()] } else { "" };
+        text += if draw.is_multiple_of(3) { words[draw / 7 % words.len()] } else { "" };
         text += match i % 23 {
             22 => ".\n\n",
             11 => ",\n",
@@ -147,11 +147,14 @@ fn a_foreign_tokenizer_keeps_its_names_and_loses_padding_and_truncation() {
 fn mistakes_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let text = file(&directory, "a.txt", "text");
-    assert!(matches!(Tokenizer::train(&[text.clone()], 257), Err(DataError::VocabTooSmall { asked: 257 })));
+    assert!(matches!(
+        Tokenizer::train(std::slice::from_ref(&text), 257),
+        Err(DataError::VocabTooSmall { asked: 257 })
+    ));
     assert!(matches!(Tokenizer::train(&[], 300), Err(DataError::NoFiles)));
     let missing = directory.path().join("no.txt");
     assert!(
-        matches!(Tokenizer::train(&[missing.clone()], 300), Err(DataError::MissingFile { path }) if path == missing)
+        matches!(Tokenizer::train(std::slice::from_ref(&missing), 300), Err(DataError::MissingFile { path }) if path == missing)
     );
     assert!(matches!(Tokenizer::load(&missing), Err(DataError::MissingFile { .. })));
     assert!(matches!(Tokenizer::load(directory.path()), Err(DataError::IsDirectory { .. })));

@@ -6,9 +6,50 @@ use std::fmt::{Debug, Display};
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for f64 {}
+    use pulp::Simd;
+
+    /// Closes [`Float`](super::Float) to other types, and names the vector operations that register
+    /// tiles need: there, plain loops do not reliably stay in registers.
+    pub trait Sealed: Copy {
+        /// A vector register full of elements.
+        type Vector<S: Simd>: Copy;
+        fn splat<S: Simd>(simd: S, value: Self) -> Self::Vector<S>;
+        fn add_vectors<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
+        /// `a * b + c`.
+        fn mul_add_vectors<S: Simd>(
+            simd: S,
+            a: Self::Vector<S>,
+            b: Self::Vector<S>,
+            c: Self::Vector<S>,
+        ) -> Self::Vector<S>;
+    }
+
+    macro_rules! impl_sealed {
+        ($float:ident, $vector:ident, $splat:ident, $add:ident, $mul_add:ident) => {
+            impl Sealed for $float {
+                type Vector<S: Simd> = S::$vector;
+                #[inline(always)]
+                fn splat<S: Simd>(simd: S, value: Self) -> S::$vector {
+                    simd.$splat(value)
+                }
+                #[inline(always)]
+                fn add_vectors<S: Simd>(simd: S, a: S::$vector, b: S::$vector) -> S::$vector {
+                    simd.$add(a, b)
+                }
+                #[inline(always)]
+                fn mul_add_vectors<S: Simd>(
+                    simd: S,
+                    a: S::$vector,
+                    b: S::$vector,
+                    c: S::$vector,
+                ) -> S::$vector {
+                    simd.$mul_add(a, b, c)
+                }
+            }
+        };
+    }
+    impl_sealed!(f32, f32s, splat_f32s, add_f32s, mul_add_e_f32s);
+    impl_sealed!(f64, f64s, splat_f64s, add_f64s, mul_add_e_f64s);
 }
 
 /// A floating-point type with everything kernels need; implemented by `f32` and `f64` alone.

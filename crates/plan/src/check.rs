@@ -18,7 +18,7 @@ use crate::program::{Block, BufferId, Collective, GroupKey, Instruction, Phase, 
 /// # Errors
 /// The first broken rule, with its block and instruction.
 pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanError> {
-    let mut checker = Checker { graph, plan, program, content: HashMap::new(), tied: BTreeSet::new() };
+    let mut checker = Checker { graph, plan, program, content: HashMap::new(), tied: HashMap::new() };
     for (_, buffer) in &program.states {
         checker.content.insert(*buffer, program.buffer(*buffer).layout);
     }
@@ -45,7 +45,7 @@ struct Checker<'a> {
     /// What each storage holds now.
     content: HashMap<BufferId, Layout>,
     /// Storages summed over the holders of a tied parameter.
-    tied: BTreeSet<(BufferId, Vec<usize>)>,
+    tied: HashMap<BufferId, Vec<usize>>,
 }
 
 type Problem = Result<(), String>;
@@ -75,6 +75,11 @@ impl Checker<'_> {
             match instruction {
                 Instruction::Start { output, ticket, .. } => {
                     let layout = self.collective(instruction).map_err(fail)?;
+                    if let (Some(input), Some(output)) = (reads.first(), writes.first())
+                        && self.storage(*input) != self.storage(*output)
+                    {
+                        self.moved(*input, *output);
+                    }
                     waiting.insert(*ticket, (*output, layout));
                     in_flight.extend(reads.iter().chain(&writes).map(|b| self.storage(*b)));
                 }
@@ -124,6 +129,15 @@ impl Checker<'_> {
 
     fn write(&mut self, id: BufferId) {
         self.content.insert(self.storage(id), self.layout(id));
+        self.tied.remove(&self.storage(id));
+    }
+
+    /// `to` now holds what `from` holds, moved.
+    fn moved(&mut self, from: BufferId, to: BufferId) {
+        match self.tied.get(&self.storage(from)).cloned() {
+            Some(holders) => self.tied.insert(self.storage(to), holders),
+            None => self.tied.remove(&self.storage(to)),
+        };
     }
 
     fn instruction(&mut self, instruction: &Instruction) -> Problem {
@@ -152,6 +166,7 @@ impl Checker<'_> {
                     return Err("a slice turns Whole into Shard along its axis".to_owned());
                 }
                 self.write(*output);
+                self.moved(*input, *output);
             }
             I::Pack { input, output, .. } | I::Unpack { input, output, .. } | I::Copy { from: input, into: output } => {
                 self.readable(*input)?;
@@ -159,6 +174,7 @@ impl Checker<'_> {
                     return Err("a copy keeps the layout".to_owned());
                 }
                 self.write(*output);
+                self.moved(*input, *output);
             }
             I::Send { input, .. } => self.readable(*input)?,
             I::Accumulate { from, into } => {
@@ -244,9 +260,7 @@ impl Checker<'_> {
         if state.kind != StateKind::Parameter || holders.len() < 2 {
             return Ok(());
         }
-        if self.tied.iter().any(|(_, h)| *h == holders)
-            && self.tied.contains(&(self.storage(gradient), holders.clone()))
-        {
+        if self.tied.get(&self.storage(gradient)) == Some(&holders) {
             return Ok(());
         }
         Err(format!("the gradient of `{name}` is not summed over its holders {holders:?}"))
@@ -261,7 +275,7 @@ impl Checker<'_> {
         let after = self.layout(*output);
         if let (Collective::AllReduce(reduce), GroupKey { pipeline_ranks: Some(holders), .. }) = (collective, &key) {
             self.readable(*input)?;
-            if *reduce != Reduce::Sum || !self.tied.insert((self.storage(*output), holders.clone())) {
+            if *reduce != Reduce::Sum || self.tied.insert(self.storage(*output), holders.clone()).is_some() {
                 return Err("a tied gradient is summed over its holders once".to_owned());
             }
             return Ok(after);

@@ -19,7 +19,14 @@ pub(super) struct Backward<'a, T> {
     pub(super) scratch: Scratch<'a, T>,
 }
 
-pick_register_rows!(Backward);
+impl<T: Float> WithSimd for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.run(simd);
+    }
+}
 
 /// Pieces of scratch: one head's keys, values and their gradients, and one tile of everything else.
 struct Tiles<'a, T> {
@@ -39,7 +46,7 @@ struct Tiles<'a, T> {
 
 impl<T: Float> Backward<'_, T> {
     #[inline(always)]
-    fn run<const R: usize>(mut self) {
+    fn run<S: Simd>(mut self, simd: S) {
         let shape = self.shape;
         let width = shape.padded_head_dim();
         let keys_len = shape.padded_keys() * width;
@@ -69,7 +76,7 @@ impl<T: Float> Backward<'_, T> {
                     let head = Head { kv, group };
                     let dropout = HeadDropout::new(shape, batch, head);
                     for first in (0..shape.q_len).step_by(QUERIES) {
-                        self.query_tile::<R>(batch, head, first, dropout.as_ref(), &mut tiles);
+                        self.query_tile(simd, batch, head, first, dropout.as_ref(), &mut tiles);
                     }
                 }
                 let head_dim = shape.head_dim;
@@ -84,8 +91,9 @@ impl<T: Float> Backward<'_, T> {
 
     /// All keys for up to [`QUERIES`] queries of one head.
     #[inline(always)]
-    fn query_tile<const R: usize>(
+    fn query_tile<S: Simd>(
         &mut self,
+        simd: S,
         batch: usize,
         head: Head,
         first: usize,
@@ -127,7 +135,8 @@ impl<T: Float> Backward<'_, T> {
             }
             let extents = [rows, keys.columns, head_dim];
             let (packed, scores) = (start * width, KEYS);
-            multiply::<T, R>(
+            multiply(
+                simd,
                 extents,
                 rows_of(tiles.queries, width),
                 &tiles.keys_transposed[packed..],
@@ -136,7 +145,8 @@ impl<T: Float> Backward<'_, T> {
                 scores,
                 false,
             );
-            multiply::<T, R>(
+            multiply(
+                simd,
                 extents,
                 rows_of(tiles.d_out, width),
                 &tiles.values_transposed[packed..],
@@ -168,7 +178,8 @@ impl<T: Float> Backward<'_, T> {
                 }
             }
             let by_key = [keys.len, width, rows];
-            multiply::<T, R>(
+            multiply(
+                simd,
                 by_key,
                 columns_of(tiles.weights),
                 tiles.d_out,
@@ -178,7 +189,8 @@ impl<T: Float> Backward<'_, T> {
                 true,
             );
             // The queries are already scaled, so dk needs no factor.
-            multiply::<T, R>(
+            multiply(
+                simd,
                 by_key,
                 columns_of(tiles.d_scores),
                 tiles.queries,
@@ -187,7 +199,8 @@ impl<T: Float> Backward<'_, T> {
                 width,
                 true,
             );
-            multiply::<T, R>(
+            multiply(
+                simd,
                 [rows, width, keys.len],
                 rows_of(tiles.d_scores, KEYS),
                 &tiles.keys[packed..],

@@ -14,7 +14,14 @@ pub(super) struct Forward<'a, T> {
     pub(super) scratch: Scratch<'a, T>,
 }
 
-pick_register_rows!(Forward);
+impl<T: Float> WithSimd for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.run(simd);
+    }
+}
 
 /// Pieces of scratch: one head's keys and values, and one tile of everything else.
 struct Tiles<'a, T> {
@@ -27,7 +34,7 @@ struct Tiles<'a, T> {
 
 impl<T: Float> Forward<'_, T> {
     #[inline(always)]
-    fn run<const R: usize>(mut self) {
+    fn run<S: Simd>(mut self, simd: S) {
         let shape = self.shape;
         let width = shape.padded_head_dim();
         let mut tiles = Tiles {
@@ -45,7 +52,7 @@ impl<T: Float> Forward<'_, T> {
                     let head = Head { kv, group };
                     let dropout = HeadDropout::new(shape, batch, head);
                     for first in (0..shape.q_len).step_by(QUERIES) {
-                        self.query_tile::<R>(batch, head, first, dropout.as_ref(), &mut tiles);
+                        self.query_tile(simd, batch, head, first, dropout.as_ref(), &mut tiles);
                     }
                 }
             }
@@ -54,8 +61,9 @@ impl<T: Float> Forward<'_, T> {
 
     /// All keys for up to [`QUERIES`] queries of one head.
     #[inline(always)]
-    fn query_tile<const R: usize>(
+    fn query_tile<S: Simd>(
         &mut self,
+        simd: S,
         batch: usize,
         head: Head,
         first: usize,
@@ -82,7 +90,8 @@ impl<T: Float> Forward<'_, T> {
                 continue; // Padding, or in the future of every query of the tile.
             }
             let queries = Left { data: tiles.queries, row_stride: width, depth_stride: 1 };
-            multiply::<T, R>(
+            multiply(
+                simd,
                 [rows, keys.columns, head_dim],
                 queries,
                 &tiles.keys_transposed[start * width..],
@@ -110,7 +119,8 @@ impl<T: Float> Forward<'_, T> {
                 }
             }
             let weights = Left { data: tiles.scores, row_stride: KEYS, depth_stride: 1 };
-            multiply::<T, R>(
+            multiply(
+                simd,
                 [rows, width, keys.len],
                 weights,
                 &tiles.values[start * width..],

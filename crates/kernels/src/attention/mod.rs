@@ -196,8 +196,6 @@ struct Head {
 
 /// The global indices of a tile of keys.
 struct KeyTile {
-    /// First local key.
-    first: usize,
     /// Keys in the tile.
     len: usize,
     /// `len` rounded up to whole vector columns; the columns beyond `len` are masked.
@@ -220,7 +218,7 @@ impl KeyTile {
             lowest = lowest.min(i);
             highest = highest.max(i);
         }
-        KeyTile { first, len, columns, index, lowest, highest }
+        KeyTile { len, columns, index, lowest, highest }
     }
 
     /// Sets the scores of unseen keys to -inf.
@@ -321,36 +319,3 @@ fn pack_rows<T: Float>(shape: &AttentionShape, batch: usize, kv: usize, x: &[T],
         }
     }
 }
-
-/// Rows of a register tile: as many as leave a few vector registers for operands.
-#[inline(always)]
-const fn register_rows<S: Simd, T>() -> usize {
-    let lanes = if size_of::<T>() == 4 { S::F32_LANES } else { S::F64_LANES };
-    let vectors_per_row = COLUMNS.div_ceil(lanes);
-    match (S::REGISTER_COUNT - 4) / vectors_per_row {
-        12.. => 12,
-        6.. => 6,
-        3.. => 3,
-        _ => 1,
-    }
-}
-
-/// Implements `WithSimd` for a pass: picks the register tile that suits the instruction set.
-macro_rules! pick_register_rows {
-    ($pass:ident) => {
-        impl<T: Float> WithSimd for $pass<'_, T> {
-            type Output = ();
-
-            #[inline(always)]
-            fn with_simd<S: Simd>(self, _: S) {
-                match register_rows::<S, T>() {
-                    12 => self.run::<12>(),
-                    6 => self.run::<6>(),
-                    3 => self.run::<3>(),
-                    _ => self.run::<1>(),
-                }
-            }
-        }
-    };
-}
-use pick_register_rows;

@@ -158,7 +158,7 @@ fn check_local(tensor: &LocalTensor) -> Result<usize, CheckpointError> {
     if tensor.data.len() != expected {
         return Err(CheckpointError::WrongBuffer { tensor: name(), actual: tensor.data.len(), expected });
     }
-    Ok(tensor.tile.real_len())
+    Ok(cover::real_len(&tensor.tile))
 }
 
 /// Rank 0, after every rank has returned from [`write_shard`]: makes the save of `manifest.step` the newest
