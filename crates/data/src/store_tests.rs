@@ -181,6 +181,8 @@ fn processes_may_build_at_once() {
     for mut child in children {
         assert!(child.wait().unwrap().success());
     }
+    let num_files = fs::read_dir(fixture.cache()).unwrap().count();
+    assert_eq!(num_files, 19, "the children ran, and left no temporary file");
 }
 
 #[test]

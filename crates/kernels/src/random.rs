@@ -51,7 +51,10 @@ impl Key {
     /// 32 random bits for element `index`.
     #[inline(always)]
     pub fn bits(&self, index: u64) -> u32 {
-        self.block(BITS, index >> 2)[(index & 3) as usize]
+        let words = self.block(BITS, index >> 2);
+        // Selects rather than an index into the words: these vectorise.
+        let [low, high] = if index & 1 == 0 { [words[0], words[2]] } else { [words[1], words[3]] };
+        if index & 2 == 0 { low } else { high }
     }
 
     /// A uniform value in [0, 1) for element `index`, with 53 random bits.
@@ -73,43 +76,13 @@ impl Key {
         radius * (std::f64::consts::TAU * unit(words[2], words[3])).cos()
     }
 
-    /// [`Key::bits`] of several elements at once, in vector registers.
-    #[inline(always)]
-    fn bits_of<const L: usize>(&self, index: [u64; L]) -> [u32; L] {
-        let words = self.blocks(
-            BITS,
-            index.map(
-                #[inline(always)]
-                |i| i >> 2,
-            ),
-        );
-        let mut bits = [0; L];
-        for (lane, bits) in bits.iter_mut().enumerate() {
-            // Selects rather than an index by lane: these vectorise.
-            let low = if index[lane] & 1 == 0 { words[0][lane] } else { words[1][lane] };
-            let high = if index[lane] & 1 == 0 { words[2][lane] } else { words[3][lane] };
-            *bits = if index[lane] & 2 == 0 { low } else { high };
-        }
-        bits
-    }
-
     #[inline(always)]
     fn block(&self, stream: u64, block: u64) -> [u32; 4] {
-        self.blocks(stream, [block]).map(
-            #[inline(always)]
-            |[word]| word,
-        )
-    }
-
-    #[inline(always)]
-    fn blocks<const L: usize>(&self, stream: u64, block: [u64; L]) -> [[u32; L]; 4] {
         let high = self.step ^ stream;
-        let mut counter = [[0; L], [0; L], [high as u32; L], [(high >> 32) as u32; L]];
-        for lane in 0..L {
-            counter[0][lane] = block[lane] as u32;
-            counter[1][lane] = (block[lane] >> 32) as u32;
-        }
-        philox(counter, [self.key as u32, (self.key >> 32) as u32])
+        philox(
+            [block as u32, (block >> 32) as u32, high as u32, (high >> 32) as u32],
+            [self.key as u32, (self.key >> 32) as u32],
+        )
     }
 }
 
@@ -127,26 +100,44 @@ fn unit(low: u32, high: u32) -> f64 {
     bits as f64 * (1.0 / (1_u64 << 53) as f64)
 }
 
-/// The Philox4x32-10 bijection of L counters, word by word.
+/// The Philox4x32-10 bijection.
+///
+/// Words are held as 64-bit integers below 2^32: a loop over counters then vectorises without
+/// converting between widths.
 #[inline(always)]
-fn philox<const L: usize>(mut counter: [[u32; L]; 4], mut key: [u32; 2]) -> [[u32; L]; 4] {
-    for round in 0..10 {
-        if round > 0 {
-            key[0] = key[0].wrapping_add(0x9e37_79b9);
-            key[1] = key[1].wrapping_add(0xbb67_ae85);
-        }
-        let mut next = [[0; L]; 4];
-        for lane in 0..L {
-            let p0 = u64::from(counter[0][lane]) * 0xd251_1f53;
-            let p1 = u64::from(counter[2][lane]) * 0xcd9e_8d57;
-            next[0][lane] = (p1 >> 32) as u32 ^ counter[1][lane] ^ key[0];
-            next[1][lane] = p1 as u32;
-            next[2][lane] = (p0 >> 32) as u32 ^ counter[3][lane] ^ key[1];
-            next[3][lane] = p0 as u32;
-        }
-        counter = next;
+fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    const LOW: u64 = u32::MAX as u64;
+    let [mut c0, mut c1, mut c2, mut c3] = counter.map(u64::from);
+    let [mut k0, mut k1] = key;
+    // Unrolled by hand: a loop over rounds keeps the loop over counters from being vectorised.
+    macro_rules! round {
+        () => {
+            let p0 = (c0 & LOW) * 0xd251_1f53;
+            let p1 = (c2 & LOW) * 0xcd9e_8d57;
+            c0 = (p1 >> 32) ^ c1 ^ u64::from(k0);
+            c1 = p1 & LOW;
+            c2 = (p0 >> 32) ^ c3 ^ u64::from(k1);
+            c3 = p0 & LOW;
+        };
     }
-    counter
+    macro_rules! next_round {
+        () => {
+            k0 = k0.wrapping_add(0x9e37_79b9);
+            k1 = k1.wrapping_add(0xbb67_ae85);
+            round!();
+        };
+    }
+    round!();
+    next_round!();
+    next_round!();
+    next_round!();
+    next_round!();
+    next_round!();
+    next_round!();
+    next_round!();
+    next_round!();
+    next_round!();
+    [c0 as u32, c1 as u32, c2 as u32, c3 as u32]
 }
 
 /// The rule of inverted dropout: keep an element if its 32 bits reach the threshold.
@@ -169,19 +160,23 @@ impl<T: Float> DropoutRule<T> {
     /// The element at `i` has the global index `row_index + inner_index[i]`.
     #[inline(always)]
     pub(crate) fn factors(&self, key: &Key, row_index: u64, inner_index: &[u32], factors: &mut [T]) {
-        const LANES: usize = 8;
-        let (chunks, rest) = inner_index.as_chunks::<LANES>();
-        let (factor_chunks, factor_rest) = factors.as_chunks_mut::<LANES>();
-        for (inner, factors) in chunks.iter().zip(factor_chunks) {
-            let bits = key.bits_of(inner.map(
-                #[inline(always)]
-                |i| row_index.wrapping_add(u64::from(i)),
-            ));
-            for (factor, bits) in factors.iter_mut().zip(bits) {
-                *factor = self.factor(bits);
+        let len = inner_index.len();
+        let first = inner_index.first().map_or(0, |&i| row_index.wrapping_add(u64::from(i)));
+        if first % 4 == 0 && is_run(inner_index) {
+            // Neighbours share a block of four words.
+            let (blocks, rest) = factors.as_chunks_mut::<4>();
+            for (block, factors) in blocks.iter_mut().enumerate() {
+                let words = key.block(BITS, first / 4 + block as u64);
+                for (factor, bits) in factors.iter_mut().zip(words) {
+                    *factor = self.factor(bits);
+                }
             }
+            for (factor, &inner) in rest.iter_mut().zip(&inner_index[len - len % 4..]) {
+                *factor = self.factor(key.bits(row_index.wrapping_add(u64::from(inner))));
+            }
+            return;
         }
-        for (&inner, factor) in rest.iter().zip(factor_rest) {
+        for (&inner, factor) in inner_index.iter().zip(factors) {
             *factor = self.factor(key.bits(row_index.wrapping_add(u64::from(inner))));
         }
     }
@@ -190,6 +185,16 @@ impl<T: Float> DropoutRule<T> {
     fn factor(&self, bits: u32) -> T {
         if u64::from(bits) < self.threshold { T::ZERO } else { self.keep_scale }
     }
+}
+
+/// Whether indices count up by one.
+#[inline(always)]
+fn is_run(index: &[u32]) -> bool {
+    let mut broken = false;
+    for (i, &index_i) in index.iter().enumerate() {
+        broken |= index_i != index[0].wrapping_add(i as u32);
+    }
+    !broken
 }
 
 /// Inverted dropout: `x / (1 - p)` or 0. The same call on the gradient is the backward.
@@ -234,7 +239,6 @@ mod tests {
     #[test]
     fn philox_gives_the_published_answers() {
         // Known-answer vectors of Random123 (kat_vectors, philox4x32 10).
-        let philox = |counter: [u32; 4], key| philox(counter.map(|word| [word]), key).map(|[word]| word);
         assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
         assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
         assert_eq!(

@@ -90,6 +90,7 @@ pub struct Plan {
     digits: Vec<DimDigits>,
     stage_of_layer: Vec<usize>,
     holders: HashMap<ValueId, Vec<usize>>,
+    holders_by_name: HashMap<String, usize>,
 }
 
 impl Plan {
@@ -135,8 +136,10 @@ impl Plan {
             digits,
             stage_of_layer,
             holders: HashMap::new(),
+            holders_by_name: HashMap::new(),
         };
         plan.holders = plan.find_holders(graph);
+        plan.holders_by_name = plan.name_holders(graph);
         Ok(plan)
     }
 
@@ -158,6 +161,11 @@ impl Plan {
     /// Pipeline ranks that hold a parameter, ascending.
     pub fn holders(&self, parameter: ValueId) -> &[usize] {
         self.holders.get(&parameter).map_or(&[], Vec::as_slice)
+    }
+
+    /// The first pipeline rank that holds a state (a moment lies with its parameter), if the graph has it.
+    pub fn first_holder_of(&self, state: &str) -> Option<usize> {
+        self.holders_by_name.get(state).copied()
     }
 
     /// Whether an axis divides anything at all.
@@ -202,6 +210,27 @@ impl Plan {
             StateKind::Moment => StateHome::Optimizer,
         };
         Axis::ALL.into_iter().fold(Layout::WHOLE, |l, a| l.with(a, self.state_home(a, dims, which)))
+    }
+
+    fn name_holders(&self, graph: &Graph) -> HashMap<String, usize> {
+        let mut first = HashMap::new();
+        for (value, state) in graph.states() {
+            if let Some(rank) = self.holders(value).first() {
+                first.insert(state.name.clone(), *rank);
+            }
+        }
+        // States that only updates touch lie where their parameter does.
+        for node in graph.order().iter().map(|id| graph.node(*id)) {
+            let Place::Holders(parameter) = node.place else { continue };
+            for value in &node.inputs {
+                if let (graph::Op::State(state), Some(rank)) =
+                    (&graph.producer(*value).op, self.holders(parameter).first())
+                {
+                    first.insert(state.name.clone(), *rank);
+                }
+            }
+        }
+        first
     }
 
     fn find_holders(&self, graph: &Graph) -> HashMap<ValueId, Vec<usize>> {

@@ -1,0 +1,255 @@
+//! Binding: an operation on buffers with layouts becomes a kernel call with extents and index tables of one rank.
+
+use std::sync::Arc;
+
+use graph::{Dim, Op};
+use kernels::{AttentionDropout, AttentionShape, Key};
+use mesh::Coord;
+use plan::{Buffer, Instruction, Plan, Program};
+
+use crate::kernel::{Attention, AttentionKeys, Kernel};
+use crate::tables;
+
+/// What binding needs to know of the rank.
+pub(crate) struct Binder<'a> {
+    pub plan: &'a Plan,
+    pub program: &'a Program,
+    pub coord: Coord,
+}
+
+/// Bytes of scratch memory that the kernels of a Program need at once, beside the Program's own buffers.
+pub fn scratch_bytes(plan: &Plan, program: &Program) -> usize {
+    let binder = Binder { plan, program, coord: Coord::default() };
+    let computes = program.blocks.iter().flat_map(|b| &b.instructions).filter_map(|i| match i {
+        Instruction::Compute { op: op @ (Op::Attention { .. } | Op::AttentionBackward { .. }), inputs, .. } => {
+            Some((op, inputs))
+        }
+        _ => None,
+    });
+    let elements = computes.map(|(op, inputs)| {
+        let operands: Vec<&Buffer> = inputs.iter().map(|b| program.buffer(*b)).collect();
+        binder.attention(op, &operands).scratch()
+    });
+    (elements.max().unwrap_or(0) * plan.float.size_bytes()).next_multiple_of(64)
+}
+
+impl Binder<'_> {
+    /// The kernel for `op`. `operands` leaves out those that are updated in place.
+    pub fn kernel(&self, op: &Op, operands: &[&Buffer], results: &[&Buffer], accumulate: bool) -> Kernel {
+        let last = |b: &Buffer| self.shape(b).last().copied().unwrap_or(1);
+        match op {
+            Op::Input | Op::Scalar | Op::State(_) | Op::Fill(_) | Op::Stack | Op::Share | Op::Rename { .. } => {
+                unreachable!("{} is not computed", op.name())
+            }
+            Op::Embedding => Kernel::Embedding { width: last(operands[0]), local_row: self.local_row(operands[0], 0) },
+            Op::EmbeddingBackward => {
+                Kernel::EmbeddingBackward { width: last(results[0]), local_row: self.local_row(results[0], 0) }
+            }
+            Op::Contract => self.contract(operands[0], operands[1], results[0], accumulate),
+            Op::Add => Kernel::Add,
+            Op::Sum => {
+                let (outer, reduced, inner) = self.reduced(operands[0], results[0]);
+                Kernel::Sum { outer, reduced, inner }
+            }
+            Op::WeightedSum => {
+                let weights = self.shape(operands[1]);
+                let reduced = weights.last().copied().unwrap_or(1);
+                let outer: usize = weights[..weights.len() - 1].iter().product();
+                Kernel::WeightedSum { outer, reduced, inner: self.shape(operands[0])[weights.len()..].iter().product() }
+            }
+            Op::Norm { kind, eps } => Kernel::Norm { kind: norm_kind(*kind), eps: *eps },
+            Op::NormBackwardInput { kind, eps } => {
+                Kernel::NormBackwardInput { kind: norm_kind(*kind), eps: *eps }
+            }
+            Op::NormBackwardWeight { kind, eps } => {
+                Kernel::NormBackwardWeight { kind: norm_kind(*kind), eps: *eps }
+            }
+            Op::Rotary { theta, inverse } => {
+                let shape = self.shape(operands[0]);
+                let heads = shape[2..shape.len() - 1].iter().product();
+                Kernel::Rotary { heads, head_dim: last(operands[0]), theta: *theta, inverse: *inverse }
+            }
+            Op::Attention { .. } => Kernel::Attention(self.attention(op, operands)),
+            Op::AttentionBackward { .. } => Kernel::AttentionBackward(self.attention(op, operands)),
+            Op::Gelu => Kernel::Gelu,
+            Op::GeluBackward => Kernel::GeluBackward,
+            Op::SwiGlu => Kernel::SwiGlu,
+            Op::SwiGluBackward => Kernel::SwiGluBackward,
+            Op::Dropout { p, key } => {
+                let x = operands[0];
+                let (inner, outer) = x.dims.split_last().expect("dropout has dims");
+                Kernel::Dropout {
+                    p: *p,
+                    key: Key::for_name(key),
+                    outer: outer.iter().map(|d| self.by_microbatch(x, *d)).collect(),
+                    sizes: x.dims.iter().map(|d| self.plan.digits(*d).size()).collect(),
+                    inner: tables::index(self.plan, *inner, &x.layout, &self.coord),
+                }
+            }
+            Op::RowMax => {
+                let (index, size) = self.columns(operands[0]);
+                Kernel::RowMax { index, size }
+            }
+            Op::SumExp | Op::SumExpBackward => {
+                let (index, size) = self.columns(operands[0]);
+                let at = operands[0].dims.len() - 1;
+                let local_row = self.local_row(operands[0], at);
+                match op {
+                    Op::SumExp => Kernel::SumExp { index, size, local_row },
+                    _ => Kernel::SumExpBackward { index, size, local_row },
+                }
+            }
+            Op::TokenLoss => Kernel::TokenLoss,
+            Op::TokenLossBackward => Kernel::TokenLossBackward,
+            Op::SumSquares => Kernel::SumSquares { len: self.real(operands[0]) },
+            Op::ClipScale { max_norm } => Kernel::ClipScale { max_norm: *max_norm },
+            Op::Adam { beta1, beta2, eps, weight_decay, decoupled } => Kernel::Adam {
+                betas: [*beta1, *beta2],
+                eps: *eps,
+                weight_decay: *weight_decay,
+                decoupled: *decoupled,
+                len: self.real(results[0]),
+            },
+            Op::Sgd { momentum, nesterov, weight_decay } => Kernel::Sgd {
+                momentum: *momentum,
+                nesterov: *nesterov,
+                weight_decay: *weight_decay,
+                len: self.real(results[0]),
+            },
+        }
+    }
+
+    fn shape(&self, buffer: &Buffer) -> Vec<usize> {
+        self.plan.local_shape(&buffer.dims, &buffer.layout)
+    }
+
+    /// Local elements without the padding at the end of the last flat shards.
+    fn real(&self, buffer: &Buffer) -> usize {
+        match buffer.layout.flat_axis() {
+            None => buffer.len,
+            Some(axis) => {
+                let whole: usize = self.shape(buffer).iter().product();
+                whole.saturating_sub(self.coord.get(axis) * buffer.len).min(buffer.len)
+            }
+        }
+    }
+
+    fn local_row(&self, buffer: &Buffer, position: usize) -> Arc<[u32]> {
+        tables::local_row(self.plan, buffer.dims[position], &buffer.layout, &self.coord)
+    }
+
+    fn by_microbatch(&self, buffer: &Buffer, dim: Dim) -> Vec<Arc<[u32]>> {
+        tables::index_by_microbatch(self.plan, dim, &buffer.layout, &self.coord)
+    }
+
+    fn columns(&self, logits: &Buffer) -> (Arc<[u32]>, usize) {
+        let vocab = *logits.dims.last().expect("logits have a vocabulary");
+        (tables::index(self.plan, vocab, &logits.layout, &self.coord), self.plan.digits(vocab).size())
+    }
+
+    fn contract(&self, a: &Buffer, b: &Buffer, c: &Buffer, accumulate: bool) -> Kernel {
+        let is_row = |d: &Dim| c.dims.contains(d);
+        let product = |buffer: &Buffer, rows: bool| -> usize {
+            let shape = self.shape(buffer);
+            buffer.dims.iter().zip(shape).filter(|(d, _)| is_row(d) == rows).map(|(_, n)| n).product()
+        };
+        let inner_first = |buffer: &Buffer| buffer.dims.first().is_some_and(|d| !is_row(d));
+        Kernel::Gemm {
+            m: product(a, true),
+            n: product(b, true),
+            k: product(a, false),
+            // a is [m, k] unless its summed dims come first; b is [k, n] if they do.
+            trans_a: inner_first(a),
+            trans_b: !inner_first(b),
+            accumulate,
+        }
+    }
+
+    fn reduced(&self, x: &Buffer, y: &Buffer) -> (usize, usize, usize) {
+        let shape = self.shape(x);
+        let gone: Vec<usize> = (0..x.dims.len()).filter(|i| !y.dims.contains(&x.dims[*i])).collect();
+        let (Some(first), Some(last)) = (gone.first().copied(), gone.last().copied()) else {
+            return (shape.iter().product(), 1, 1);
+        };
+        debug_assert_eq!(last - first + 1, gone.len(), "summed dims are neighbours");
+        (
+            shape[..first].iter().product(),
+            shape[first..=last].iter().product(),
+            shape[last + 1..].iter().product(),
+        )
+    }
+
+    fn attention(&self, op: &Op, operands: &[&Buffer]) -> Attention {
+        let (Op::Attention { causal, scale, dropout, key } | Op::AttentionBackward { causal, scale, dropout, key }) = op
+        else {
+            unreachable!("called for attention")
+        };
+        let (q, k) = (operands[0], operands[1]);
+        let (shape, keys) = (self.shape(q), self.shape(k));
+        let size = |b: &Buffer, i: usize| self.plan.digits(b.dims[i]).size();
+        let table = |b: &Buffer, i: usize| tables::index(self.plan, b.dims[i], &b.layout, &self.coord);
+        Attention {
+            batch: shape[0],
+            q_len: shape[1],
+            k_len: keys[1],
+            kv_heads: shape[2],
+            group: shape[3],
+            head_dim: shape[4],
+            q_index: table(q, 1),
+            k_index: table(k, 1),
+            k_size: size(k, 1),
+            causal: *causal,
+            scale: *scale,
+            dropout: (*dropout > 0.0).then(|| AttentionKeys {
+                p: *dropout,
+                key: Key::for_name(key),
+                batch_index: self.by_microbatch(q, q.dims[0]),
+                kv_index: table(q, 2),
+                group_index: table(q, 3),
+                sizes: [size(q, 2), size(q, 3), size(q, 1)],
+            }),
+        }
+    }
+}
+
+fn norm_kind(kind: graph::NormKind) -> kernels::NormKind {
+    match kind {
+        graph::NormKind::Layer => kernels::NormKind::Layer,
+        graph::NormKind::Rms => kernels::NormKind::Rms,
+    }
+}
+
+impl Attention {
+    /// Elements of scratch that the kernel needs.
+    pub fn scratch(&self) -> usize {
+        kernels::attention_scratch(&self.shape(0, 0, 0))
+    }
+
+    /// The kernel's view of one microbatch of one step.
+    pub fn shape(&self, seed: u64, step: u64, microbatch: usize) -> AttentionShape<'_> {
+        AttentionShape {
+            batch: self.batch,
+            q_len: self.q_len,
+            k_len: self.k_len,
+            kv_heads: self.kv_heads,
+            group: self.group,
+            head_dim: self.head_dim,
+            q_index: &self.q_index,
+            k_index: &self.k_index,
+            k_size: self.k_size,
+            causal: self.causal,
+            scale: self.scale,
+            dropout: self.dropout.as_ref().map(|d| AttentionDropout {
+                p: d.p,
+                key: d.key.at(seed, step),
+                batch_index: &d.batch_index[microbatch],
+                kv_index: &d.kv_index,
+                group_index: &d.group_index,
+                kv_heads: d.sizes[0],
+                group: d.sizes[1],
+                q_size: d.sizes[2],
+                k_size: self.k_size,
+            }),
+        }
+    }
+}

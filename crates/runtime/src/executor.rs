@@ -1,0 +1,609 @@
+//! The executor of one rank: arena, communicators, bound programs, and the loop.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arrayvec::ArrayVec;
+use comm::{Communicator, Pending};
+use graph::{Graph, Op};
+use kernels::Float;
+use memory::{Arena, DType, Plain, Region, RegionMut, Span};
+use mesh::{Axis, AxisSet, Coord, Tile};
+use plan::{Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Phase, Plan, Program};
+
+use crate::batch::{Batch, Destination};
+use crate::bind::{Binder, scratch_bytes};
+use crate::error::RuntimeError;
+use crate::kernel::{Kernel, Operands};
+use crate::{groups, init};
+
+/// Most operands of one operation (a sum of gradients of uses, attention's backward).
+const MAX_OPERANDS: usize = 12;
+/// Most results of one operation.
+const MAX_RESULTS: usize = 4;
+
+/// Puts something between a rank and a group, for tests and measurements.
+pub type WrapGroup<'a> = dyn Fn(&GroupKey, Box<dyn Communicator>) -> Box<dyn Communicator> + 'a;
+
+/// What a step gets beside its batch.
+#[derive(Debug, Clone, Copy)]
+pub struct StepInput<'a> {
+    /// Seed of the run.
+    pub seed: u64,
+    /// Number of the step, from 1; keys the random numbers.
+    pub step: u64,
+    /// Run-time numbers by name.
+    pub scalars: &'a [(&'a str, f64)],
+}
+
+/// What kernels know of the step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepContext {
+    pub seed: u64,
+    pub step: u64,
+    pub threads: usize,
+}
+
+/// Bytes that a rank reserves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RankMemory {
+    /// States, once for all programs.
+    pub state_bytes: usize,
+    /// The largest workspace of any program.
+    pub workspace_bytes: usize,
+    /// The largest scratch of any kernel.
+    pub scratch_bytes: usize,
+}
+
+impl RankMemory {
+    /// What a run of these programs of one pipeline rank reserves, without reserving it. The first has all states.
+    pub fn of(programs: &[(&Plan, &Program)]) -> RankMemory {
+        let max = |f: &dyn Fn(&Plan, &Program) -> usize| programs.iter().map(|(l, p)| f(l, p)).max().unwrap_or(0);
+        RankMemory {
+            state_bytes: programs.first().map_or(0, |(_, p)| p.state_bytes),
+            workspace_bytes: max(&|_, p| p.workspace_bytes()),
+            scratch_bytes: max(&scratch_bytes),
+        }
+    }
+
+    /// The arena's length.
+    pub fn arena_bytes(&self) -> usize {
+        self.state_bytes + self.workspace_bytes + self.scratch_bytes
+    }
+}
+
+struct Bound {
+    plan: Plan,
+    program: Program,
+    blocks: Vec<Vec<Prepared>>,
+    /// Communicators by the program's group numbers.
+    groups: Vec<GroupKey>,
+}
+
+/// What was worked out for an instruction before step 0.
+enum Prepared {
+    Kernel(Kernel),
+    /// A tile per microbatch.
+    Load(Vec<Tile>),
+    Nothing,
+}
+
+/// One rank, ready to run.
+pub struct Executor {
+    world: Box<dyn Communicator>,
+    groups: BTreeMap<GroupKey, Box<dyn Communicator>>,
+    coord: Coord,
+    arena: Arena,
+    scratch: Span,
+    programs: Vec<Bound>,
+    threads: usize,
+}
+
+impl Executor {
+    /// Binds programs (the first has all states) of this rank's pipeline rank, reserves the arena, makes the groups,
+    /// and compares fingerprints with the other ranks.
+    ///
+    /// # Errors
+    /// If memory cannot be reserved, a peer is missing, or ranks disagree.
+    pub fn new(
+        world: Box<dyn Communicator>,
+        programs: Vec<(Plan, Program)>,
+        threads: usize,
+        wrap: Option<&WrapGroup<'_>>,
+    ) -> Result<Executor, RuntimeError> {
+        let mesh = programs[0].0.mesh.clone();
+        let coord = mesh.coord(world.rank());
+        let memory = RankMemory::of(&programs.iter().map(|(l, p)| (l, p)).collect::<Vec<_>>());
+        let arena = Arena::reserve(memory.arena_bytes().max(64))?;
+        let scratch =
+            Span { offset: memory.state_bytes + memory.workspace_bytes, len: memory.scratch_bytes };
+        let first = programs[0].1.clone();
+        let mut bound = Vec::new();
+        for (plan, mut program) in programs {
+            share_states(&first, &programs_tiles(&plan, &coord), &mut program)?;
+            bound.push(bind(plan, program, coord));
+        }
+        let mut keys: BTreeSet<GroupKey> = bound.iter().flat_map(|b| b.groups.iter().cloned()).collect();
+        let all: AxisSet = Axis::SPACE.into_iter().collect();
+        let stage = GroupKey { axes: all.without(Axis::Pp), pipeline_ranks: None };
+        keys.insert(stage.clone());
+        let groups = groups::connect(&*world, &mesh, keys, wrap)?;
+        let executor = Executor { world, groups, coord, arena, scratch, programs: bound, threads };
+        executor.compare_fingerprints(&stage)?;
+        Ok(executor)
+    }
+
+    fn compare_fingerprints(&self, stage: &GroupKey) -> Result<(), RuntimeError> {
+        for bound in &self.programs {
+            let plan = format!("{:?}{:?}", bound.plan.mesh, bound.plan.schedule);
+            let hash = plan.bytes().fold(0u64, |h, b| h.wrapping_mul(0x0100_0000_01b3) ^ u64::from(b));
+            groups::agree(&*self.world, &self.arena, 0, "plan", hash)?;
+            let program = bound.program.fingerprint(&bound.plan);
+            groups::agree(&*self.groups[stage], &self.arena, 0, "program", program)?;
+        }
+        Ok(())
+    }
+
+    /// Position of this rank.
+    pub fn coord(&self) -> &Coord {
+        &self.coord
+    }
+
+    /// This rank's number.
+    pub fn rank(&self) -> usize {
+        self.world.rank()
+    }
+
+    /// The communicator of all ranks.
+    pub fn world(&self) -> &dyn Communicator {
+        &*self.world
+    }
+
+    /// Bytes reserved.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.len()
+    }
+
+    /// Sets all states to their first values.
+    ///
+    /// # Errors
+    /// None in practice; the arena's own.
+    pub fn initialise(&mut self, graph: &Graph, seed: u64) -> Result<(), RuntimeError> {
+        let states: Vec<(String, BufferId)> = self.programs[0].program.states.clone();
+        for (name, id) in states {
+            let value = graph.state(&name).ok_or_else(|| RuntimeError::State { name: name.clone() })?;
+            let Op::State(state) = &graph.producer(value).op else { unreachable!("a state") };
+            let tile = self.state_tile(id);
+            let mut region = self.arena.write(self.exact_span(&self.programs[0], id, 0))?;
+            match self.programs[0].plan.float {
+                DType::F64 => init::fill::<f64>(state.init, seed, &name, &tile, region.as_mut_slice()),
+                _ => init::fill::<f32>(state.init, seed, &name, &tile, region.as_mut_slice()),
+            }
+        }
+        Ok(())
+    }
+
+    fn state_tile(&self, id: BufferId) -> Tile {
+        let bound = &self.programs[0];
+        let buffer = bound.program.buffer(id);
+        bound.plan.tile(&buffer.dims, &buffer.layout, &self.coord)
+    }
+
+    /// Visits every state: name, part held here, bytes. Parts that another rank also holds, and is first to hold, are
+    /// marked by `false`: a checkpoint needs the others only.
+    ///
+    /// # Errors
+    /// Whatever `visit` returns.
+    pub fn for_each_state<E: From<RuntimeError>>(
+        &self,
+        mut visit: impl FnMut(&str, &Tile, DType, &[u8], bool) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let bound = &self.programs[0];
+        for (name, id) in &bound.program.states {
+            let buffer = bound.program.buffer(*id);
+            let region = self.arena.read(self.exact_span(bound, *id, 0)).map_err(RuntimeError::from)?;
+            visit(name, &self.state_tile(*id), buffer.dtype, region.as_slice::<u8>(), self.first_holder(name, buffer))?;
+        }
+        Ok(())
+    }
+
+    fn first_holder(&self, name: &str, buffer: &Buffer) -> bool {
+        let plan = &self.programs[0].plan;
+        let in_space = Axis::SPACE.into_iter().filter(|a| *a != Axis::Pp && plan.divides(*a));
+        let copies = in_space.filter(|a| buffer.layout.get(*a) == mesh::Placement::Whole);
+        let first_copy = copies.into_iter().all(|a| self.coord.get(a) == 0);
+        first_copy && plan.first_holder_of(name).is_none_or(|p| p == self.coord.get(Axis::Pp))
+    }
+
+    /// Replaces every state: `fill` gets name, part, type and the bytes to write.
+    ///
+    /// # Errors
+    /// Whatever `fill` returns.
+    pub fn fill_states<E: From<RuntimeError>>(
+        &mut self,
+        mut fill: impl FnMut(&str, &Tile, DType, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let bound = &self.programs[0];
+        for (name, id) in &bound.program.states {
+            let buffer = bound.program.buffer(*id);
+            let mut region = self.arena.write(self.exact_span(bound, *id, 0)).map_err(RuntimeError::from)?;
+            fill(name, &self.state_tile(*id), buffer.dtype, region.as_mut_slice::<u8>())?;
+        }
+        Ok(())
+    }
+
+    /// Copies a kept result, widened to f64, with the part of the global tensor that this rank has.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Output`] if the program does not keep it on this rank.
+    pub fn output(&self, program: usize, name: &str) -> Result<(Tile, Vec<f64>), RuntimeError> {
+        let bound = &self.programs[program];
+        let id = bound.program.output(name).ok_or_else(|| RuntimeError::Output { name: name.to_owned() })?;
+        let buffer = bound.program.buffer(id);
+        let region = self.arena.read(self.exact_span(bound, id, 0))?;
+        let values = match buffer.dtype {
+            DType::F64 => region.as_slice::<f64>().to_vec(),
+            _ => region.as_slice::<f32>().iter().map(|x| f64::from(*x)).collect(),
+        };
+        Ok((bound.plan.tile(&buffer.dims, &buffer.layout, &self.coord), values))
+    }
+
+    /// Reads the first elements of a kept result without allocating.
+    ///
+    /// # Errors
+    /// As [`Executor::output`].
+    pub fn read_output(&self, program: usize, name: &str, into: &mut [f64]) -> Result<(), RuntimeError> {
+        let bound = &self.programs[program];
+        let id = bound.program.output(name).ok_or_else(|| RuntimeError::Output { name: name.to_owned() })?;
+        let region = self.arena.read(self.exact_span(bound, id, 0))?;
+        match bound.program.buffer(id).dtype {
+            DType::F64 => into.iter_mut().zip(region.as_slice::<f64>()).for_each(|(to, x)| *to = *x),
+            _ => into.iter_mut().zip(region.as_slice::<f32>()).for_each(|(to, x)| *to = f64::from(*x)),
+        }
+        Ok(())
+    }
+
+    /// Runs one step of a program. On an error the other ranks are woken.
+    ///
+    /// # Errors
+    /// A peer's failure or the batch's.
+    pub fn run(
+        &mut self,
+        program: usize,
+        batch: &mut dyn Batch,
+        input: &StepInput<'_>,
+    ) -> Result<(), RuntimeError> {
+        let result = self.step(program, batch, input);
+        if let Err(error) = &result {
+            self.world.abort_handle().abort(&format!("rank {}: {error}", self.rank()));
+        }
+        result
+    }
+
+    fn step(&self, program: usize, batch: &mut dyn Batch, input: &StepInput<'_>) -> Result<(), RuntimeError> {
+        let bound = &self.programs[program];
+        let run = |this: &Executor, batch: &mut dyn Batch, stage, phase, slot, microbatch| {
+            let at = bound.program.blocks.iter().position(|b| b.stage == stage && b.phase == phase);
+            match at {
+                None => Ok(()),
+                Some(at) => this.block(bound, at, slot, microbatch, batch, input, program),
+            }
+        };
+        run(self, batch, None, Phase::Begin, 0, 0)?;
+        for (action, slot) in &bound.program.actions {
+            run(self, batch, Some(action.stage), Phase::of(action.kind), *slot, action.microbatch)?;
+        }
+        run(self, batch, None, Phase::Update, 0, 0)
+    }
+
+    fn block(
+        &self,
+        bound: &Bound,
+        at: usize,
+        slot: usize,
+        microbatch: usize,
+        batch: &mut dyn Batch,
+        input: &StepInput<'_>,
+        program: usize,
+    ) -> Result<(), RuntimeError> {
+        let block: &Block = &bound.program.blocks[at];
+        let float = bound.plan.float;
+        let context = StepContext { seed: input.seed, step: input.step, threads: self.threads };
+        let mut in_flight: ArrayVec<(usize, Pending<'_>), 16> = ArrayVec::new();
+        for (instruction, prepared) in block.instructions.iter().zip(&bound.blocks[at]) {
+            match instruction {
+                Instruction::Compute { inputs, outputs, .. } => {
+                    let Prepared::Kernel(kernel) = prepared else { unreachable!("bound as a kernel") };
+                    let call = Call { executor: self, bound, slot, microbatch, context, inputs, outputs };
+                    match float {
+                        DType::F64 => call.run::<f64>(kernel)?,
+                        _ => call.run::<f32>(kernel)?,
+                    }
+                }
+                Instruction::Load { input, output } => {
+                    let Prepared::Load(tiles) = prepared else { unreachable!("bound as a load") };
+                    let mut region = self.write(bound, *output, slot)?;
+                    let to = match bound.program.buffer(*output).dtype {
+                        DType::I32 => Destination::I32(region.as_mut_slice()),
+                        DType::F64 => Destination::F64(region.as_mut_slice()),
+                        _ => Destination::F32(region.as_mut_slice()),
+                    };
+                    batch.load(input, &tiles[microbatch], to)?;
+                }
+                Instruction::Scalar { name, output } => {
+                    let value = input.scalars.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+                    let value = value.ok_or_else(|| RuntimeError::Scalar { name: name.clone() })?;
+                    self.fill(bound, *output, slot, value)?;
+                }
+                Instruction::Fill { value, output } => self.fill(bound, *output, slot, *value)?,
+                Instruction::Start { collective, input, output, count, group, ticket } => {
+                    let group = &*self.groups[&bound.groups[*group]];
+                    let pending = self.start(bound, group, *collective, *input, *output, *count, slot)?;
+                    in_flight.push((*ticket, pending));
+                }
+                Instruction::Wait { ticket } => {
+                    let at = in_flight.iter().position(|(t, _)| t == ticket).expect("checked: it was started");
+                    in_flight.remove(at).1.wait()?;
+                }
+                Instruction::Send { input, to, tag } => {
+                    let to = bound.plan.mesh.rank(&self.coord.at(Axis::Pp, *to));
+                    let data = self.read(bound, *input, slot)?;
+                    self.world.send(data, to, message(program, *tag, microbatch))?.wait()?;
+                }
+                Instruction::Recv { output, from, tag } => {
+                    let from = bound.plan.mesh.rank(&self.coord.at(Axis::Pp, *from));
+                    let data = self.write(bound, *output, slot)?;
+                    self.world.recv(data, from, message(program, *tag, microbatch))?.wait()?;
+                }
+                _ => {
+                    let of = |id: &BufferId| bound.program.buffer(*id).dtype;
+                    match instruction.uses().1.first().map_or(float, of) {
+                        DType::I32 => self.mover::<i32>(bound, instruction, slot, microbatch)?,
+                        DType::F64 => self.mover::<f64>(bound, instruction, slot, microbatch)?,
+                        _ => self.mover::<f32>(bound, instruction, slot, microbatch)?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of a buffer's real elements.
+    fn exact_span(&self, bound: &Bound, id: BufferId, slot: usize) -> Span {
+        let buffer = bound.program.buffer(id);
+        let span = bound.program.span(id, slot);
+        let span = Span { len: buffer.len * buffer.dtype.size_bytes(), ..span };
+        match buffer.class {
+            Class::State => span,
+            // Workspaces lie behind the states of all programs, which may be more than this program's.
+            _ => {
+                let all = self.programs[0].program.state_bytes;
+                Span { offset: span.offset - bound.program.state_bytes + all, ..span }
+            }
+        }
+    }
+
+    fn piece_span(&self, bound: &Bound, id: BufferId, slot: usize, elements: usize) -> Span {
+        let span = self.exact_span(bound, id, slot);
+        Span { len: elements * bound.program.buffer(id).dtype.size_bytes(), ..span }
+    }
+
+    fn read(&self, bound: &Bound, id: BufferId, slot: usize) -> Result<Region<'_>, RuntimeError> {
+        Ok(self.arena.read(self.exact_span(bound, id, slot))?)
+    }
+
+    fn write(&self, bound: &Bound, id: BufferId, slot: usize) -> Result<RegionMut<'_>, RuntimeError> {
+        Ok(self.arena.write(self.exact_span(bound, id, slot))?)
+    }
+
+    fn fill(&self, bound: &Bound, id: BufferId, slot: usize, value: f64) -> Result<(), RuntimeError> {
+        let buffer = bound.program.buffer(id);
+        // Room behind the elements is filled too: gathers of flat shards may read it.
+        let mut region = self.arena.write(self.piece_span(bound, id, slot, buffer.capacity))?;
+        match buffer.dtype {
+            DType::F64 => region.as_mut_slice::<f64>().fill(value),
+            DType::I32 => region.as_mut_slice::<i32>().fill(value as i32),
+            _ => region.as_mut_slice::<f32>().fill(value as f32),
+        }
+        Ok(())
+    }
+
+    fn start(
+        &self,
+        bound: &Bound,
+        group: &dyn Communicator,
+        collective: Collective,
+        input: BufferId,
+        output: BufferId,
+        count: usize,
+        slot: usize,
+    ) -> Result<Pending<'_>, RuntimeError> {
+        let dtype = bound.program.buffer(output).dtype;
+        let n = group.world_size();
+        let send = |pieces: usize| self.arena.read(self.piece_span(bound, input, slot, pieces * count));
+        let recv = |pieces: usize| self.arena.write(self.piece_span(bound, output, slot, pieces * count));
+        Ok(match collective {
+            Collective::AllReduce(reduce) => group.all_reduce(recv(1)?, dtype, operation(reduce))?,
+            Collective::ReduceScatter(reduce) => {
+                group.reduce_scatter(send(n)?, recv(1)?, dtype, operation(reduce))?
+            }
+            Collective::AllGather => group.all_gather(send(1)?, recv(n)?)?,
+            Collective::AllToAll => group.all_to_all(send(n)?, recv(n)?)?,
+        })
+    }
+
+    /// Instructions that move elements within the rank.
+    fn mover<T: Plain + Accumulate>(
+        &self,
+        bound: &Bound,
+        instruction: &Instruction,
+        slot: usize,
+        microbatch: usize,
+    ) -> Result<(), RuntimeError> {
+        match instruction {
+            Instruction::Slice { input, output, axis, outer, n, inner } => {
+                let piece = self.coord.get(*axis);
+                let source = self.arena.read(self.piece_span(bound, *input, slot, outer * n * inner))?;
+                let mut target = self.arena.write(self.piece_span(bound, *output, slot, outer * inner))?;
+                let (source, target) = (source.as_slice::<T>(), target.as_mut_slice::<T>());
+                for row in 0..*outer {
+                    let from = (row * n + piece) * inner;
+                    target[row * inner..(row + 1) * inner].copy_from_slice(&source[from..from + inner]);
+                }
+            }
+            Instruction::Pack { input, output, outer, n, inner } => {
+                let source = self.read(bound, *input, slot)?;
+                let mut target = self.write(bound, *output, slot)?;
+                kernels::pack(source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
+            }
+            Instruction::Unpack { input, output, outer, n, inner } => {
+                let source = self.read(bound, *input, slot)?;
+                let mut target = self.write(bound, *output, slot)?;
+                kernels::unpack(source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
+            }
+            Instruction::Accumulate { from, into } => {
+                let source = self.read(bound, *from, slot)?;
+                let mut target = self.write(bound, *into, slot)?;
+                T::accumulate(source.as_slice(), target.as_mut_slice());
+            }
+            Instruction::Store { from, into, outer, n, inner } => {
+                let source = self.read(bound, *from, slot)?;
+                let mut target = self.write(bound, *into, slot)?;
+                let (source, target) = (source.as_slice::<T>(), target.as_mut_slice::<T>());
+                for row in 0..*outer {
+                    let to = (row * n + microbatch) * inner;
+                    target[to..to + inner].copy_from_slice(&source[row * inner..(row + 1) * inner]);
+                }
+            }
+            Instruction::Entry { from, into, index, owners } => {
+                if owners.iter().all(|axis| self.coord.get(axis) == 0) {
+                    let source = self.read(bound, *from, slot)?;
+                    self.write(bound, *into, slot)?.as_mut_slice::<T>()[*index] = source.as_slice::<T>()[0];
+                }
+            }
+            Instruction::Copy { from, into } => {
+                let source = self.read(bound, *from, slot)?;
+                self.write(bound, *into, slot)?.as_mut_slice::<T>().copy_from_slice(source.as_slice());
+            }
+            _ => unreachable!("not a move"),
+        }
+        Ok(())
+    }
+}
+
+/// Addition of slices, for the types that accumulate over microbatches.
+trait Accumulate {
+    fn accumulate(from: &[Self], into: &mut [Self])
+    where
+        Self: Sized;
+}
+
+impl Accumulate for f32 {
+    fn accumulate(from: &[f32], into: &mut [f32]) {
+        kernels::accumulate(from, into);
+    }
+}
+
+impl Accumulate for f64 {
+    fn accumulate(from: &[f64], into: &mut [f64]) {
+        kernels::accumulate(from, into);
+    }
+}
+
+impl Accumulate for i32 {
+    fn accumulate(from: &[i32], into: &mut [i32]) {
+        into.iter_mut().zip(from).for_each(|(to, x)| *to += *x);
+    }
+}
+
+/// One kernel call: checks regions out of the arena and hands them over.
+struct Call<'a> {
+    executor: &'a Executor,
+    bound: &'a Bound,
+    slot: usize,
+    microbatch: usize,
+    context: StepContext,
+    inputs: &'a [BufferId],
+    outputs: &'a [BufferId],
+}
+
+impl Call<'_> {
+    fn run<T: Float + Plain>(&self, kernel: &Kernel) -> Result<(), RuntimeError> {
+        let mut regions: ArrayVec<Region<'_>, MAX_OPERANDS> = ArrayVec::new();
+        let mut ints: Option<Region<'_>> = None;
+        for id in self.inputs {
+            let region = self.executor.read(self.bound, *id, self.slot)?;
+            match self.bound.program.buffer(*id).dtype {
+                DType::I32 => ints = Some(region),
+                _ => regions.push(region),
+            }
+        }
+        let mut targets: ArrayVec<RegionMut<'_>, MAX_RESULTS> = ArrayVec::new();
+        for id in self.outputs {
+            targets.push(self.executor.write(self.bound, *id, self.slot)?);
+        }
+        let floats: ArrayVec<&[T], MAX_OPERANDS> = regions.iter().map(|r| r.as_slice()).collect();
+        let mut results: ArrayVec<&mut [T], MAX_RESULTS> =
+            targets.iter_mut().map(|r| r.as_mut_slice()).collect();
+        let operands = Operands { floats: &floats, ints: ints.as_ref().map_or(&[][..], |r| r.as_slice()) };
+        let mut scratch = self.executor.arena.write(self.executor.scratch)?;
+        kernel.run(&self.context, self.microbatch, &operands, &mut results, scratch.as_mut_slice());
+        Ok(())
+    }
+}
+
+fn operation(reduce: mesh::Reduce) -> comm::Reduce {
+    match reduce {
+        mesh::Reduce::Sum => comm::Reduce::Sum,
+        mesh::Reduce::Max => comm::Reduce::Max,
+    }
+}
+
+fn message(program: usize, value: u64, microbatch: usize) -> u64 {
+    (program as u64) << 56 | value << 24 | microbatch as u64
+}
+
+fn programs_tiles<'a>(plan: &'a Plan, coord: &'a Coord) -> impl Fn(&Buffer) -> Tile + 'a {
+    move |buffer| plan.tile(&buffer.dims, &buffer.layout, coord)
+}
+
+/// Gives the states of `program` the addresses that they have in `first`.
+fn share_states(first: &Program, tile: &impl Fn(&Buffer) -> Tile, program: &mut Program) -> Result<(), RuntimeError> {
+    for (name, id) in program.states.clone() {
+        let shared = first.states.iter().find(|(n, _)| *n == name).map(|(_, b)| first.buffer(*b));
+        let own = program.buffer(id).clone();
+        match shared {
+            Some(shared) if shared.len == own.len && shared.layout.flat_axis() == own.layout.flat_axis() => {
+                debug_assert_eq!(tile(&own).local_len(), own.len);
+                for buffer in program.buffers.iter_mut().filter(|b| b.storage == id) {
+                    buffer.offset = shared.offset;
+                }
+            }
+            _ => return Err(RuntimeError::State { name }),
+        }
+    }
+    Ok(())
+}
+
+fn bind(plan: Plan, program: Program, coord: Coord) -> Bound {
+    let mut blocks = Vec::new();
+    for block in &program.blocks {
+        let binder = Binder { plan: &plan, program: &program, coord };
+        let prepare = |instruction: &Instruction| match instruction {
+            Instruction::Compute { op, inputs, outputs, accumulate, .. } => {
+                let buffers = |ids: &[BufferId]| ids.iter().map(|b| program.buffer(*b)).collect::<Vec<_>>();
+                Prepared::Kernel(binder.kernel(op, &buffers(inputs), &buffers(outputs), *accumulate))
+            }
+            Instruction::Load { output, .. } => {
+                let buffer = program.buffer(*output);
+                let tiles = (0..plan.mesh.size(Axis::Mb))
+                    .map(|mb| plan.tile(&buffer.dims, &buffer.layout, &coord.at(Axis::Mb, mb)))
+                    .collect();
+                Prepared::Load(tiles)
+            }
+            _ => Prepared::Nothing,
+        };
+        blocks.push(block.instructions.iter().map(prepare).collect());
+    }
+    let groups = program.groups.clone();
+    Bound { plan, program, blocks, groups }
+}
