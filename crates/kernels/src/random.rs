@@ -162,7 +162,7 @@ impl<T: Float> DropoutRule<T> {
     pub(crate) fn factors(&self, key: &Key, row_index: u64, inner_index: &[u32], factors: &mut [T]) {
         let len = inner_index.len();
         let first = inner_index.first().map_or(0, |&i| row_index.wrapping_add(u64::from(i)));
-        if first % 4 == 0 && is_run(inner_index) {
+        if first.is_multiple_of(4) && is_run(inner_index) {
             // Neighbours share a block of four words.
             let (blocks, rest) = factors.as_chunks_mut::<4>();
             for (block, factors) in blocks.iter_mut().enumerate() {

@@ -69,7 +69,7 @@ impl Optimizer {
         for (name, parameter, gradient, decay) in parameters {
             g.set_place(Place::Holders(parameter));
             let dims = g.value(parameter).dims.clone();
-            let mut moment = |g: &mut Graph, kind: &str| {
+            let moment = |g: &mut Graph, kind: &str| {
                 let state = State {
                     name: format!("{kind}:{name}"),
                     kind: StateKind::Moment,

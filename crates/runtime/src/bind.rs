@@ -13,13 +13,12 @@ use crate::tables;
 /// What binding needs to know of the rank.
 pub(crate) struct Binder<'a> {
     pub plan: &'a Plan,
-    pub program: &'a Program,
     pub coord: Coord,
 }
 
 /// Bytes of scratch memory that the kernels of a Program need at once, beside the Program's own buffers.
 pub fn scratch_bytes(plan: &Plan, program: &Program) -> usize {
-    let binder = Binder { plan, program, coord: Coord::default() };
+    let binder = Binder { plan, coord: Coord::default() };
     let computes = program.blocks.iter().flat_map(|b| &b.instructions).filter_map(|i| match i {
         Instruction::Compute { op: op @ (Op::Attention { .. } | Op::AttentionBackward { .. }), inputs, .. } => {
             Some((op, inputs))

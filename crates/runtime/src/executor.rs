@@ -587,7 +587,7 @@ fn share_states(first: &Program, tile: &impl Fn(&Buffer) -> Tile, program: &mut 
 fn bind(plan: Plan, program: Program, coord: Coord) -> Bound {
     let mut blocks = Vec::new();
     for block in &program.blocks {
-        let binder = Binder { plan: &plan, program: &program, coord };
+        let binder = Binder { plan: &plan, coord };
         let prepare = |instruction: &Instruction| match instruction {
             Instruction::Compute { op, inputs, outputs, accumulate, .. } => {
                 let buffers = |ids: &[BufferId]| ids.iter().map(|b| program.buffer(*b)).collect::<Vec<_>>();

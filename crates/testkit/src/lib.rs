@@ -1,1 +1,12 @@
-//! testkit
+//! Instruments for tests: small models in many layouts, and communicators that break a promise on purpose.
+//!
+//! **Invariant: nothing here is reachable from a shipped binary.** The parity measure itself is `train::parity`, because
+//! users run it too.
+
+#![forbid(unsafe_code)]
+
+mod mutant;
+mod small;
+
+pub use mutant::{Drop, Mutant, count_collectives};
+pub use small::{Small, full, pairwise};

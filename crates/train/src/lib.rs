@@ -1,6 +1,18 @@
-//! train
+//! A run: configuration, training loop, checkpoints, evaluation, generation, and the proof that the layout does not
+//! matter.
+//!
+//! **Invariant: nothing here computes on tensors or chooses a layout.** It feeds Programs with batches and keeps what
+//! they leave; every function returns its findings as values, and printing is for the command line.
+
 #![forbid(unsafe_code)]
 
+pub mod assemble;
 pub mod checkpoint;
 pub mod config;
+mod error;
+pub mod parity;
+pub mod ranks;
 pub mod run_dir;
+pub mod synthetic;
+
+pub use error::TrainError;

@@ -127,7 +127,7 @@ impl<T: Float> Backward<'_, T> {
             }
         }
         tiles.dq[..rows * width].fill(T::ZERO);
-        let (limits, lowest, highest) = shape.limits(first, rows);
+        let (limits, highest) = shape.limits(first, rows);
         for start in (0..shape.k_len).step_by(KEYS) {
             let keys = KeyTile::new(shape, start);
             if keys.lowest >= highest {
@@ -158,20 +158,18 @@ impl<T: Float> Backward<'_, T> {
             for i in 0..rows {
                 let weights = &mut tiles.weights[i * KEYS..][..keys.columns];
                 let d_scores = &mut tiles.d_scores[i * KEYS..][..keys.columns];
-                if keys.highest >= lowest {
-                    keys.mask(limits[i], weights);
-                }
-                let (lse, delta) = (lse[i], delta[i]);
+                let (lse, delta, limit) = (lse[i], delta[i], limits[i]);
+                let pairs = weights.iter_mut().zip(d_scores).zip(&keys.index);
                 if let Some(dropout) = dropout {
                     let factors = dropout.factors(first + i, &keys);
-                    for ((w, d), &factor) in weights.iter_mut().zip(d_scores).zip(&factors) {
-                        let p = Float::exp(*w - lse);
+                    for (((w, d), &index), &factor) in pairs.zip(&factors) {
+                        let p = Float::exp(seen(*w, index, limit) - lse);
                         *d = p * (*d * factor - delta);
                         *w = p * factor;
                     }
                 } else {
-                    for (w, d) in weights.iter_mut().zip(d_scores) {
-                        let p = Float::exp(*w - lse);
+                    for ((w, d), &index) in pairs {
+                        let p = Float::exp(seen(*w, index, limit) - lse);
                         *d = p * (*d - delta);
                         *w = p;
                     }

@@ -83,7 +83,7 @@ impl<T: Float> Forward<'_, T> {
         tiles.out[..rows * width].fill(T::ZERO);
         let mut max = [T::NEG_INFINITY; QUERIES];
         let mut sum = [T::ZERO; QUERIES];
-        let (limits, lowest, highest) = shape.limits(first, rows);
+        let (limits, highest) = shape.limits(first, rows);
         for start in (0..shape.k_len).step_by(KEYS) {
             let keys = KeyTile::new(shape, start);
             if keys.lowest >= highest {
@@ -102,10 +102,7 @@ impl<T: Float> Forward<'_, T> {
             );
             for i in 0..rows {
                 let scores = &mut tiles.scores[i * KEYS..][..keys.columns];
-                if keys.highest >= lowest {
-                    keys.mask(limits[i], scores);
-                }
-                let shrink = online_softmax(scores, &mut max[i], &mut sum[i]);
+                let shrink = online_softmax(scores, &keys.index, limits[i], &mut max[i], &mut sum[i]);
                 if let Some(dropout) = dropout {
                     let factors = dropout.factors(first + i, &keys);
                     for (p, &factor) in scores.iter_mut().zip(&factors) {
@@ -143,15 +140,23 @@ impl<T: Float> Forward<'_, T> {
     }
 }
 
-/// Turns scores into exp(score - running maximum), brings `max` and `sum` up to date, and returns the
-/// factor by which earlier sums over this row shrink.
+/// One row's step of the online softmax: turns the scores of seen keys into exp(score - running
+/// maximum) and the others into 0, brings `max` and `sum` up to date, and returns the factor by
+/// which earlier sums over this row shrink.
 #[inline(always)]
-fn online_softmax<T: Float>(scores: &mut [T], max: &mut T, sum: &mut T) -> T {
+fn online_softmax<T: Float>(
+    scores: &mut [T],
+    index: &[u32; KEYS],
+    limit: u32,
+    max: &mut T,
+    sum: &mut T,
+) -> T {
     let (scores, _) = scores.as_chunks_mut::<COLUMNS>();
+    let (index, _) = index.as_chunks::<COLUMNS>();
     let mut lanes = [T::NEG_INFINITY; COLUMNS];
-    for scores in scores.iter() {
-        for (lane, &s) in lanes.iter_mut().zip(scores) {
-            *lane = s.max(*lane);
+    for (scores, index) in scores.iter().zip(index) {
+        for ((lane, &s), &index) in lanes.iter_mut().zip(scores).zip(index) {
+            *lane = seen(s, index, limit).max(*lane);
         }
     }
     let mut new_max = *max;
@@ -162,9 +167,9 @@ fn online_softmax<T: Float>(scores: &mut [T], max: &mut T, sum: &mut T) -> T {
     // weights become 0 (or NaN).
     let shift = if new_max == T::NEG_INFINITY { T::ZERO } else { new_max };
     let mut lanes = [T::ZERO; COLUMNS];
-    for scores in scores {
-        for (lane, s) in lanes.iter_mut().zip(scores) {
-            *s = Float::exp(*s - shift);
+    for (scores, index) in scores.iter_mut().zip(index) {
+        for ((lane, s), &index) in lanes.iter_mut().zip(scores).zip(index) {
+            *s = Float::exp(seen(*s, index, limit) - shift);
             *lane += *s;
         }
     }

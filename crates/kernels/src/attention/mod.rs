@@ -173,17 +173,16 @@ impl AttentionShape<'_> {
         if self.causal { self.q_index[query].saturating_add(1).min(size) } else { size }
     }
 
-    /// The limits of up to [`QUERIES`] queries from `first`, and their smallest and largest.
+    /// The limits of up to [`QUERIES`] queries from `first`, and the largest of them.
     #[inline(always)]
-    fn limits(&self, first: usize, rows: usize) -> ([u32; QUERIES], u32, u32) {
+    fn limits(&self, first: usize, rows: usize) -> ([u32; QUERIES], u32) {
         let mut limits = [0; QUERIES];
-        let (mut low, mut high) = (u32::MAX, 0);
+        let mut highest = 0;
         for (i, limit) in limits.iter_mut().enumerate().take(rows) {
             *limit = self.limit(first + i);
-            low = low.min(*limit);
-            high = high.max(*limit);
+            highest = highest.max(*limit);
         }
-        (limits, low, high)
+        (limits, highest)
     }
 }
 
@@ -202,7 +201,6 @@ struct KeyTile {
     columns: usize,
     index: [u32; KEYS],
     lowest: u32,
-    highest: u32,
 }
 
 impl KeyTile {
@@ -213,21 +211,18 @@ impl KeyTile {
         // No limit exceeds u32::MAX, so this index is never seen.
         let mut index = [u32::MAX; KEYS];
         index[..len].copy_from_slice(&shape.k_index[first..][..len]);
-        let (mut lowest, mut highest) = (u32::MAX, 0);
-        for &i in &index[..columns] {
+        let mut lowest = u32::MAX;
+        for &i in &index {
             lowest = lowest.min(i);
-            highest = highest.max(i);
         }
-        KeyTile { len, columns, index, lowest, highest }
+        KeyTile { len, columns, index, lowest }
     }
+}
 
-    /// Sets the scores of unseen keys to -inf.
-    #[inline(always)]
-    fn mask<T: Float>(&self, limit: u32, scores: &mut [T]) {
-        for (score, &index) in scores.iter_mut().zip(&self.index) {
-            *score = if index < limit { *score } else { T::NEG_INFINITY };
-        }
-    }
+/// The score of a key, or -inf if a query with this limit does not see it.
+#[inline(always)]
+fn seen<T: Float>(score: T, index: u32, limit: u32) -> T {
+    if index < limit { score } else { T::NEG_INFINITY }
 }
 
 /// Dropout of one head's weights: gives rows of factors 0 or 1 / (1 - p).

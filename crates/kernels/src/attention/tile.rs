@@ -34,8 +34,8 @@ pub(super) fn multiply<T: Float, S: Simd>(
     // These are what makes the unchecked accesses of `block` sound.
     let last = (rows - 1) * left.row_stride + (depth - 1) * left.depth_stride;
     assert!(last < left.data.len());
-    assert!((depth - 1) * b_stride + columns <= b.len());
-    assert!((rows - 1) * c_stride + columns <= c.len());
+    assert!(b.len() >= (depth - 1) * b_stride + columns);
+    assert!(c.len() >= (rows - 1) * c_stride + columns);
     assert!(columns.is_multiple_of(COLUMNS));
     let lanes = size_of::<T::Vector<S>>() / size_of::<T>();
     debug_assert!(COLUMNS.is_multiple_of(lanes));
@@ -43,13 +43,13 @@ pub(super) fn multiply<T: Float, S: Simd>(
     // Two vectors per row while they fit, then one: `lanes` divides the number of columns.
     macro_rules! columns_of {
         ($vectors:literal) => {
-            while column + $vectors * lanes <= columns {
+            while columns - column >= $vectors * lanes {
                 let b = &b[column..];
                 let mut row = 0;
                 // Tallest first: a remainder of any height takes few steps.
                 macro_rules! rows_of {
                     ($height:literal) => {
-                        while row + $height <= rows {
+                        while rows - row >= $height {
                             let a = Left { data: &left.data[row * left.row_stride..], ..left };
                             let c = &mut c[row * c_stride + column..];
                             // SAFETY: rows row..row+height and this strip of columns lie inside
@@ -179,6 +179,44 @@ mod tests {
             });
             assert_close(&c, &expected, tolerance);
         }
+    }
+
+    struct TallBlock<'a> {
+        depth: usize,
+        a: Left<'a, f32>,
+        b: &'a [f32],
+        c: &'a mut [f32],
+    }
+
+    impl pulp::WithSimd for TallBlock<'_> {
+        type Output = ();
+        fn with_simd<S: Simd>(self, simd: S) {
+            let lanes = size_of::<S::f32s>() / size_of::<f32>();
+            assert!(self.a.data.len() == 12 * self.depth && self.c.len() == 12 * 2 * COLUMNS);
+            assert!(self.b.len() == self.depth * 2 * COLUMNS);
+            for column in (0..2 * COLUMNS).step_by(2 * lanes) {
+                let (b, c) = (&self.b[column..], &mut self.c[column..]);
+                let stride = 2 * COLUMNS;
+                // SAFETY: the lengths asserted above hold 12 rows and two vectors from each column.
+                unsafe { block::<_, S, 12, 2>(simd, self.depth, self.a, b, stride, c, stride, false) };
+            }
+        }
+    }
+
+    /// The register tile for 32 vector registers, which machines without AVX-512 never choose.
+    #[test]
+    fn tall_block_agrees_with_the_definition() {
+        let depth = 9;
+        let (a, b): (Vec<f32>, Vec<f32>) = (random(1, 12 * depth), random(2, depth * 2 * COLUMNS));
+        let mut c = vec![f32::NAN; 12 * 2 * COLUMNS];
+        let left = Left { data: &a, row_stride: depth, depth_stride: 1 };
+        pulp::Arch::new().dispatch(TallBlock { depth, a: left, b: &b, c: &mut c });
+        let mut expected = vec![0.0; c.len()];
+        for (at, sum) in expected.iter_mut().enumerate() {
+            let (i, j) = (at / (2 * COLUMNS), at % (2 * COLUMNS));
+            *sum = (0..depth).map(|p| f64::from(a[i * depth + p] * b[p * 2 * COLUMNS + j])).sum();
+        }
+        assert_close(&c, &expected, 1e-5);
     }
 
     proptest! {

@@ -1,0 +1,103 @@
+//! Kernels allocate nothing: a counting allocator watches every entry point but `gemm`, whose
+//! engine allocates and says so.
+
+use phalanx_kernels::*;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: forwards to the system allocator; counting touches only a thread-local integer that needs
+// neither allocation nor destruction.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn kernels_allocate_nothing() {
+    let (rows, width) = (6, 10);
+    let len = rows * width;
+    let (a, b): (Vec<f32>, Vec<f32>) = (vec![0.5; len], vec![0.25; len]);
+    let mut out: [Vec<f32>; 3] = [vec![0.0; len], vec![0.0; len], vec![0.0; len]];
+    let [x, y, z] = &mut out;
+    let index: Vec<u32> = (0..width as u32).collect();
+    let ids = vec![1_i32; rows];
+    let key = Key::new(1, 2, "allocation");
+    let shape = AttentionShape {
+        batch: 1,
+        q_len: rows,
+        k_len: rows,
+        kv_heads: 1,
+        group: 1,
+        head_dim: width,
+        q_index: &index[..rows],
+        k_index: &index[..rows],
+        k_size: rows,
+        causal: true,
+        scale: 0.3,
+        dropout: None,
+    };
+    let mut scratch = vec![0.0; attention_scratch(&shape)];
+    let adam_step = AdamStep {
+        lr: 0.1,
+        beta1: 0.9,
+        beta2: 0.9,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        bias_correction1: 0.1,
+        bias_correction2: 0.1,
+        l2: false,
+    };
+    let sgd_step = SgdStep { lr: 0.1, momentum: 0.9, nesterov: true, weight_decay: 0.0 };
+    let (column, row) = (&a[..rows], &a[..width]);
+
+    let before = ALLOCATIONS.get();
+    add(&a, &b, x);
+    add_bias(&a, row, x);
+    scale(&a, 2.0, x);
+    accumulate(&a, x);
+    sum(&a, 2, 3, width, &mut x[..2 * width]);
+    weighted_sum(&a, column, 1, rows, width, &mut x[..width]);
+    std::hint::black_box(sum_squares(&a));
+    pack(&a, 2, 3, width, x);
+    unpack(&a, 2, 3, width, x);
+    gelu(&a, x);
+    gelu_backward(&a, &b, x);
+    swiglu(&a, &b, x);
+    swiglu_backward(&a, &b, &a, x, y);
+    for kind in [NormKind::Layer, NormKind::Rms] {
+        norm_forward(kind, 1e-5, &a, row, Some(row), x);
+        norm_backward_input(kind, 1e-5, &a, row, &b, x);
+        norm_backward_weight(kind, 1e-5, &a, &b, &mut x[..width]);
+    }
+    embedding_forward(&ids, &index, &a, width, x);
+    embedding_backward(&ids, &index, &a, width, x);
+    rotary(&a, &ids, 1, width, 1e4, false, x);
+    dropout(&a, x, 0.5, &key, |row| (row * width) as u64, &index);
+    row_max(&a, &index, width, &mut x[..rows]);
+    sum_exp(&a, column, &ids, &index, &index, width, &mut x[..rows], &mut y[..rows]);
+    token_loss(column, column, column, column, &mut x[..rows]);
+    token_loss_backward(column, column, column, &mut x[..rows], &mut y[..rows]);
+    sum_exp_backward(&a, column, &ids, &index, &index, width, column, column, x);
+    adam(&adam_step, 1.0, &a, &b, &a, &b, x, y, z);
+    adam_in_place(&adam_step, 1.0, x, &a, y, z);
+    sgd_in_place(&sgd_step, 1.0, x, &a, y);
+    attention_forward(&shape, &a, &b, &a, x, &mut y[..rows], &mut scratch);
+    attention_backward(&shape, &a, &b, &a, &b, column, &a, x, y, z, &mut scratch);
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+}

@@ -1,0 +1,153 @@
+//! A communicator that leaves one collective out, on every rank of every group of one kind.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use comm::{AbortHandle, Collective, CommError, Communicator, OperationRecord, Pending, Reduce};
+use memory::{DType, Region, RegionMut};
+use runtime::WrapGroup;
+
+/// Which collective to leave out: the `nth` of the groups called `group` (as a Program names them), or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drop {
+    /// Name of the group's axes.
+    pub group: String,
+    /// Position in the order in which each such group starts collectives, fingerprint comparisons included.
+    pub nth: usize,
+}
+
+/// A group that leaves a collective out by doing its local part only.
+pub struct Mutant {
+    inner: Box<dyn Communicator>,
+    nth: Option<usize>,
+    started: AtomicUsize,
+}
+
+impl Mutant {
+    /// Wraps every group of a rank; `drop` names the one that misbehaves.
+    pub fn wrap<'a>(drop: Option<Drop>) -> Box<WrapGroup<'a>> {
+        Box::new(move |key, inner| {
+            let nth = drop.as_ref().filter(|d| d.group == key.to_string()).map(|d| d.nth);
+            Box::new(Mutant { inner, nth, started: AtomicUsize::new(0) })
+        })
+    }
+
+    fn dropped(&self) -> bool {
+        let position = self.started.fetch_add(1, Ordering::Relaxed);
+        self.inner.world_size() > 1 && self.nth == Some(position)
+    }
+
+    /// A collective that moves nothing, so that the others of the group go on.
+    fn nothing(&self) -> Result<(), CommError> {
+        self.inner.barrier()
+    }
+}
+
+/// How many collectives one step of a Program starts on each kind of group.
+pub fn count_collectives(program: &plan::Program) -> Vec<(String, usize)> {
+    let mut counts: Vec<(String, usize)> = program.groups.iter().map(|g| (g.to_string(), 0)).collect();
+    let runs = |block: &plan::Block| match block.phase {
+        plan::Phase::Begin | plan::Phase::Update => 1,
+        phase => program
+            .actions
+            .iter()
+            .filter(|(a, _)| plan::Phase::of(a.kind) == phase && Some(a.stage) == block.stage)
+            .count(),
+    };
+    for block in &program.blocks {
+        for instruction in &block.instructions {
+            if let plan::Instruction::Start { group, .. } = instruction {
+                counts[*group].1 += runs(block);
+            }
+        }
+    }
+    counts
+}
+
+impl Communicator for Mutant {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.inner.world_size()
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn all_reduce<'a>(&self, data: RegionMut<'a>, dtype: DType, op: Reduce) -> Result<Pending<'a>, CommError> {
+        if self.dropped() {
+            drop(data);
+            self.nothing()?;
+            return Ok(Pending::done(Collective::AllReduce));
+        }
+        self.inner.all_reduce(data, dtype, op)
+    }
+
+    fn reduce_scatter<'a>(
+        &self,
+        send: Region<'a>,
+        mut recv: RegionMut<'a>,
+        dtype: DType,
+        op: Reduce,
+    ) -> Result<Pending<'a>, CommError> {
+        if self.dropped() {
+            let n = recv.len_bytes();
+            let own = self.rank() * n;
+            recv.as_mut_slice::<u8>().copy_from_slice(&send.as_slice::<u8>()[own..own + n]);
+            self.nothing()?;
+            return Ok(Pending::done(Collective::ReduceScatter));
+        }
+        self.inner.reduce_scatter(send, recv, dtype, op)
+    }
+
+    fn all_gather<'a>(&self, send: Region<'a>, mut recv: RegionMut<'a>) -> Result<Pending<'a>, CommError> {
+        if self.dropped() {
+            let n = send.len_bytes();
+            for piece in recv.as_mut_slice::<u8>().chunks_exact_mut(n) {
+                piece.copy_from_slice(send.as_slice());
+            }
+            self.nothing()?;
+            return Ok(Pending::done(Collective::AllGather));
+        }
+        self.inner.all_gather(send, recv)
+    }
+
+    fn all_to_all<'a>(&self, send: Region<'a>, mut recv: RegionMut<'a>) -> Result<Pending<'a>, CommError> {
+        if self.dropped() {
+            recv.as_mut_slice::<u8>().copy_from_slice(send.as_slice());
+            self.nothing()?;
+            return Ok(Pending::done(Collective::AllToAll));
+        }
+        self.inner.all_to_all(send, recv)
+    }
+
+    fn broadcast<'a>(&self, data: RegionMut<'a>, root: usize) -> Result<Pending<'a>, CommError> {
+        self.inner.broadcast(data, root)
+    }
+
+    fn send<'a>(&self, data: Region<'a>, to: usize, tag: u64) -> Result<Pending<'a>, CommError> {
+        self.inner.send(data, to, tag)
+    }
+
+    fn recv<'a>(&self, data: RegionMut<'a>, from: usize, tag: u64) -> Result<Pending<'a>, CommError> {
+        self.inner.recv(data, from, tag)
+    }
+
+    fn barrier(&self) -> Result<(), CommError> {
+        self.inner.barrier()
+    }
+
+    fn split(&self, members: &[usize], name: &str) -> Result<Box<dyn Communicator>, CommError> {
+        self.inner.split(members, name)
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.inner.abort_handle()
+    }
+
+    fn recent_operations(&self) -> Vec<OperationRecord> {
+        self.inner.recent_operations()
+    }
+}

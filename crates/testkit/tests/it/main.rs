@@ -1,0 +1,3 @@
+//! The release gate: every layout trains the same model.
+
+mod parity;

@@ -1,0 +1,170 @@
+//! From a configuration to graphs, plans and Programs. Pure: nothing is opened or allocated here.
+
+use graph::Graph;
+use memory::DType;
+use models::{Decoder, Step};
+use plan::{Chooser, Parallel, Plan, Program};
+
+use crate::config::{Config, Context, Family, Optimizer, Precision, Recompute};
+use crate::error::TrainError;
+
+/// What one kind of step is: its graph and how it is divided.
+#[derive(Debug, Clone)]
+pub struct Stepper {
+    /// The logical step.
+    pub graph: Graph,
+    /// Its division.
+    pub plan: Plan,
+}
+
+impl Stepper {
+    /// The Program of one pipeline rank.
+    ///
+    /// # Errors
+    /// If lowering made a Program that the checker refuses.
+    pub fn program(&self, pipeline_rank: usize, chooser: &Chooser, observe: bool) -> Result<Program, TrainError> {
+        Ok(plan::lower(&self.graph, &self.plan, pipeline_rank, chooser, observe)?)
+    }
+}
+
+/// The model that the configuration describes, with the vocabulary of its tokenizer if it names none.
+///
+/// # Errors
+/// A shape that cannot be, or a missing vocabulary.
+pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decoder, TrainError> {
+    let model = &config.model;
+    let vocab_size = model.vocab_size.or(tokenizer_vocab).ok_or_else(|| TrainError::Missing {
+        key: "model.vocab_size",
+        remedy: "set it, or name a tokenizer in data.tokenizer or data.tokenizer_vocab".to_owned(),
+    })?;
+    let decoder = Decoder {
+        family: match model.family {
+            Family::Gpt2 => models::Family::Gpt2,
+            Family::Llama => models::Family::Llama,
+        },
+        num_layers: model.num_layers,
+        embed: model.embed,
+        num_heads: model.num_heads,
+        num_kv_heads: model.resolved_num_kv_heads(),
+        head_dim: model.resolved_head_dim(),
+        mlp: model.resolved_mlp(),
+        vocab_size,
+        max_positions: config.resolved_max_positions(),
+        tied: model.tied,
+        dropout: model.dropout,
+        rope_theta: model.rope_theta,
+        norm_eps: model.norm_eps,
+    };
+    decoder.check(config.data.sequence_length)?;
+    Ok(decoder)
+}
+
+/// Precision of floats.
+///
+/// # Errors
+/// For the precisions that are not served yet.
+pub fn float(config: &Config) -> Result<DType, TrainError> {
+    match config.train.precision {
+        Precision::F32 => Ok(DType::F32),
+        Precision::F64 => Ok(DType::F64),
+        other => Err(TrainError::Unsupported {
+            key: "train.precision",
+            value: other.to_string(),
+            remedy: "use \"f32\" or \"f64\"",
+        }),
+    }
+}
+
+fn parallel(config: &Config) -> Result<Parallel, TrainError> {
+    let p = &config.parallel;
+    if p.exact {
+        return Err(TrainError::Unsupported {
+            key: "parallel.exact",
+            value: "true".to_owned(),
+            remedy: "leave it out; layouts agree within rounding",
+        });
+    }
+    Ok(Parallel {
+        dp: p.mesh.dp,
+        cp: p.mesh.cp,
+        tp: p.mesh.tp,
+        pp: p.mesh.pp,
+        ep: p.mesh.ep,
+        sequence: p.sequence,
+        striped: p.context == Context::Striped,
+        zero: p.zero,
+        schedule: p.schedule.clone(),
+        chunks: p.chunks,
+        num_microbatches: p.num_microbatches,
+    })
+}
+
+fn recompute(config: &Config) -> graph::Recompute {
+    match config.parallel.recompute {
+        Recompute::None => graph::Recompute::None,
+        Recompute::Selective => graph::Recompute::Selective,
+        Recompute::Full => graph::Recompute::Full,
+    }
+}
+
+fn optimizer(config: &Config) -> models::Optimizer {
+    let train = &config.train;
+    models::Optimizer {
+        kind: match train.optimizer {
+            Optimizer::Sgd => models::OptimizerKind::Sgd,
+            Optimizer::Adam => models::OptimizerKind::Adam,
+            Optimizer::AdamW => models::OptimizerKind::AdamW,
+        },
+        betas: train.betas,
+        eps: train.eps,
+        momentum: train.momentum,
+        nesterov: train.nesterov,
+        weight_decay: train.weight_decay,
+        clip_norm: train.clip_norm,
+    }
+}
+
+/// The training step.
+///
+/// # Errors
+/// Whatever cannot be divided as asked.
+pub fn training(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainError> {
+    let step = Step { batch: config.train.batch, sequence_length: config.data.sequence_length };
+    let parallel = parallel(config)?;
+    if parallel.num_microbatches * parallel.dp > step.batch {
+        return Err(plan::PlanError::TooManyMicrobatches {
+            num_microbatches: parallel.num_microbatches,
+            dp: parallel.dp,
+            batch: step.batch,
+        }
+        .into());
+    }
+    let graph = models::train_step(decoder, &optimizer(config), step, recompute(config))?;
+    let plan = Plan::new(&graph, &parallel, float(config)?)?;
+    Ok(Stepper { graph, plan })
+}
+
+/// The evaluation step: the loss without dropout, one microbatch, with as many sequences as a training microbatch.
+///
+/// # Errors
+/// As for training.
+pub fn evaluation(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainError> {
+    let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
+    let batch = config.train.batch.div_ceil(config.parallel.num_microbatches);
+    let step = Step { batch, sequence_length: config.data.sequence_length };
+    let graph = models::evaluate_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step);
+    let plan = Plan::new(&graph, &parallel, float(config)?)?;
+    Ok(Stepper { graph, plan })
+}
+
+/// The generation step: logits after a prompt, one sequence.
+///
+/// # Errors
+/// As for training.
+pub fn generation(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainError> {
+    let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
+    let step = Step { batch: 1, sequence_length: config.data.sequence_length };
+    let graph = models::next_token_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step);
+    let plan = Plan::new(&graph, &parallel, float(config)?)?;
+    Ok(Stepper { graph, plan })
+}

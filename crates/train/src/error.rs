@@ -1,0 +1,101 @@
+//! The one error of a run. Whether it is the user's (exit 2) or a peer's is a question to it, not to the caller.
+
+use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
+use crate::run_dir::RunDirError;
+
+/// Why a run could not be started or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model's shape.
+    #[error(transparent)]
+    Model(#[from] models::ModelError),
+    /// The graph.
+    #[error(transparent)]
+    Graph(#[from] graph::GraphError),
+    /// The division over ranks.
+    #[error(transparent)]
+    Plan(#[from] plan::PlanError),
+    /// Text, tokenizer or token cache.
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The run's directory.
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    /// A rank, while running.
+    #[error(transparent)]
+    Runtime(#[from] runtime::RuntimeError),
+    /// A setting that this version does not serve.
+    #[error("{key} = {value} is not supported yet: {remedy}")]
+    Unsupported {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A setting that is needed for this command.
+    #[error("{key} is missing: {remedy}")]
+    Missing {
+        /// The key.
+        key: &'static str,
+        /// What to do.
+        remedy: String,
+    },
+    /// More memory than the machine has.
+    #[error(
+        "the plan needs {needed_mib} MiB ({arithmetic}) but the machine has {available_mib} MiB free: use a smaller \
+         model, batch or sequence, more microbatches, ZeRO, recompute, or more machines"
+    )]
+    Memory {
+        /// What all ranks of this machine reserve together.
+        needed_mib: u64,
+        /// The sum, in words.
+        arithmetic: String,
+        /// What is there.
+        available_mib: u64,
+    },
+    /// A file could not be used.
+    #[error("{path}: {problem}")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong, and the remedy.
+        problem: String,
+    },
+    /// Training went astray.
+    #[error(
+        "step {step}: the loss is {loss}; lower train.lr, raise train.warmup_steps or set train.clip_norm (the last \
+         good checkpoint is kept)"
+    )]
+    NotFinite {
+        /// The step.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+    },
+    /// A rank's thread panicked: a bug.
+    #[error("rank {rank} panicked: {message}")]
+    Panicked {
+        /// The rank.
+        rank: usize,
+        /// What it said.
+        message: String,
+    },
+}
+
+impl TrainError {
+    /// Whether this is only the echo of another rank's failure.
+    pub fn is_echo(&self) -> bool {
+        use comm::CommError::{Aborted, PeerGone};
+        matches!(self, TrainError::Runtime(runtime::RuntimeError::Comm(Aborted { .. } | PeerGone { .. })))
+    }
+}

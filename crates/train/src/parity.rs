@@ -1,0 +1,226 @@
+//! Parity: trains some steps in a layout and on one rank, and measures how far losses, gradients and parameters are
+//! apart. The measure is the project's contract; this is an instrument for users as well as the release gate.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mesh::Tile;
+use models::Decoder;
+use plan::Chooser;
+use runtime::{Executor, StepInput, WrapGroup};
+
+use crate::assemble;
+use crate::config::{Config, Precision};
+use crate::error::TrainError;
+use crate::ranks;
+use crate::synthetic::Synthetic;
+
+/// What a run left behind, as global tensors.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Recording {
+    /// Mean loss of each step.
+    pub losses: Vec<f64>,
+    /// Norm of the mean gradient of each step, before clipping.
+    pub norms: Vec<f64>,
+    /// For each step: the mean gradient of every parameter, and of the embedding's output.
+    pub gradients: Vec<BTreeMap<String, Vec<f64>>>,
+    /// Every state tensor after the last step.
+    pub states: BTreeMap<String, Vec<f64>>,
+    /// Elements that two ranks hold with different bits.
+    pub num_disagreements: usize,
+}
+
+/// How far a recording is from its reference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Distance {
+    /// Largest relative error of a loss.
+    pub loss_error: f64,
+    /// Largest error of a gradient, by the contract's measure.
+    pub gradient_error: f64,
+    /// The gradient that has it.
+    pub worst_gradient: String,
+    /// Largest error of a parameter or moment after the last step.
+    pub parameter_error: f64,
+}
+
+/// How a run is recorded.
+#[derive(Default)]
+pub struct Recorder<'a> {
+    /// Steps to train.
+    pub steps: usize,
+    /// Draws random legal choices instead of the policy's.
+    pub random: Option<u64>,
+    /// Stands between ranks and groups.
+    pub wrap: Option<&'a (dyn Fn(usize) -> Box<WrapGroup<'a>> + Sync)>,
+}
+
+type Pieces = Vec<(usize, String, Tile, Vec<f64>)>;
+
+struct RankRecord {
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+    gradients: Pieces,
+    states: Pieces,
+}
+
+impl Recorder<'_> {
+    /// Trains on synthetic batches in the configuration's layout and returns everything that parity looks at.
+    ///
+    /// # Errors
+    /// Whatever the layout cannot do.
+    pub fn record(&self, config: &Config) -> Result<Recording, TrainError> {
+        let decoder = assemble::decoder(config, None)?;
+        let stepper = assemble::training(config, &decoder)?;
+        let chooser = self.random.map_or(Chooser::Policy, Chooser::Random);
+        let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
+        let records = ranks::run(stepper.plan.mesh.world_size(), deadline, |world| {
+            self.rank(config, &decoder, &stepper, &chooser, world)
+        })?;
+        let mut recording = Recording {
+            losses: records[0].losses.clone(),
+            norms: records[0].norms.clone(),
+            gradients: vec![BTreeMap::new(); self.steps],
+            ..Recording::default()
+        };
+        for record in &records {
+            let agrees = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+            let same = agrees(&record.losses, &recording.losses) && agrees(&record.norms, &recording.norms);
+            recording.num_disagreements += usize::from(!same);
+        }
+        for record in records {
+            for (step, name, tile, values) in record.gradients {
+                let global = &mut recording.gradients[step];
+                recording.num_disagreements += place(global, name, &tile, &values);
+            }
+            for (_, name, tile, values) in record.states {
+                recording.num_disagreements += place(&mut recording.states, name, &tile, &values);
+            }
+        }
+        Ok(recording)
+    }
+
+    fn rank(
+        &self,
+        config: &Config,
+        decoder: &Decoder,
+        stepper: &assemble::Stepper,
+        chooser: &Chooser,
+        world: Box<dyn comm::Communicator>,
+    ) -> Result<RankRecord, TrainError> {
+        let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(mesh::Axis::Pp);
+        let program = stepper.program(pipeline_rank, chooser, true)?;
+        let names: Vec<String> = program.outputs.iter().map(|(name, _)| name.clone()).collect();
+        let wrap = self.wrap.map(|w| w(world.rank()));
+        let programs = vec![(stepper.plan.clone(), program)];
+        let mut executor = Executor::new(world, programs, config.parallel.threads_per_rank, wrap.as_deref())?;
+        executor.initialise(&stepper.graph, config.train.seed)?;
+        let mut record = RankRecord { losses: vec![], norms: vec![], gradients: vec![], states: vec![] };
+        for step in 0..self.steps {
+            let number = step as u64 + 1;
+            let mut batch = Synthetic { seed: config.train.seed, step: number, vocab_size: decoder.vocab_size };
+            let scalars = [("lr", config.train.lr), ("step", number as f64)];
+            let input = StepInput { seed: config.train.seed, step: number, scalars: &scalars };
+            executor.run(0, &mut batch, &input)?;
+            let mut statistics = [0.0; 2];
+            executor.read_output(0, "statistics", &mut statistics)?;
+            let [loss, tokens] = statistics;
+            record.losses.push(loss / tokens);
+            let mut norm = [0.0];
+            executor.read_output(0, "grad_norm", &mut norm)?;
+            record.norms.push(norm[0]);
+            for name in names.iter().filter(|n| n.contains("gradient")) {
+                let (tile, mut values) = executor.output(0, name)?;
+                values.iter_mut().for_each(|v| *v /= tokens);
+                record.gradients.push((step, name.clone(), tile, values));
+            }
+        }
+        executor.for_each_state(|name, tile, dtype, bytes, _| {
+            record.states.push((0, name.to_owned(), tile.clone(), widen(dtype, bytes)));
+            Ok::<(), TrainError>(())
+        })?;
+        Ok(record)
+    }
+}
+
+fn widen(dtype: memory::DType, bytes: &[u8]) -> Vec<f64> {
+    match dtype {
+        memory::DType::F64 => {
+            bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes"))).collect()
+        }
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into()).collect(),
+    }
+}
+
+/// Puts a rank's part into the global tensor; returns how many elements another rank holds with other bits.
+fn place(all: &mut BTreeMap<String, Vec<f64>>, name: String, tile: &Tile, values: &[f64]) -> usize {
+    // A marker that no computation leaves behind, to tell what has been placed.
+    const UNSET: u64 = 0x7ff8_dead_beef_0001;
+    let global = all.entry(name).or_insert_with(|| vec![f64::from_bits(UNSET); tile.global_len()]);
+    let mut disagreements = 0;
+    tile.for_each_run(|run| {
+        for i in 0..run.len {
+            let (old, new) = (&mut global[run.global + i], values[run.local + i]);
+            disagreements += usize::from(old.to_bits() != UNSET && old.to_bits() != new.to_bits());
+            *old = new;
+        }
+    });
+    disagreements
+}
+
+impl Recording {
+    /// Distance of this recording from `reference`, by the measure of the contract: for tensors a and b,
+    /// `max|a - b| / max(max|b|, 1e-3 x the largest element of any gradient of that step)`.
+    pub fn distance(&self, reference: &Recording) -> Distance {
+        let mut distance =
+            Distance { loss_error: 0.0, gradient_error: 0.0, worst_gradient: String::new(), parameter_error: 0.0 };
+        for (a, b) in self.losses.iter().zip(&reference.losses) {
+            distance.loss_error = worse(distance.loss_error, (a - b).abs() / b.abs());
+        }
+        let mut last_floor = 0.0;
+        for (ours, theirs) in self.gradients.iter().zip(&reference.gradients) {
+            let largest = theirs.values().flatten().fold(0.0f64, |m, x| m.max(x.abs()));
+            last_floor = 1e-3 * largest;
+            for (name, b) in theirs {
+                let error = ours.get(name).map_or(f64::INFINITY, |a| error(a, b, last_floor));
+                if !(error <= distance.gradient_error) {
+                    distance.gradient_error = error;
+                    distance.worst_gradient = name.clone();
+                }
+            }
+        }
+        for (name, b) in &reference.states {
+            let error = self.states.get(name).map_or(f64::INFINITY, |a| error(a, b, last_floor));
+            distance.parameter_error = worse(distance.parameter_error, error);
+        }
+        distance
+    }
+}
+
+/// The larger one; not a number is the worst.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b <= a { a } else { b }
+}
+
+fn error(a: &[f64], b: &[f64], floor: f64) -> f64 {
+    if a.len() != b.len() {
+        return f64::INFINITY;
+    }
+    let largest = b.iter().fold(floor, |m, x| m.max(x.abs()));
+    let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, worse);
+    if apart == 0.0 { 0.0 } else { apart / largest }
+}
+
+/// The configuration on one rank: the reference of every layout.
+pub fn reference(config: &Config) -> Result<Config, TrainError> {
+    let mut one = config.with_layout("dp=1;zero=0;sequence=false;num_microbatches=1")?;
+    one.parallel.recompute = crate::config::Recompute::None;
+    Ok(one)
+}
+
+/// The contract's tolerance for parameters after steps: Adam amplifies a tiny gradient by up to 1/eps.
+pub fn parameter_tolerance(config: &Config, tolerance: f64) -> f64 {
+    match (config.train.precision, config.train.optimizer) {
+        (Precision::F64, crate::config::Optimizer::Sgd) => tolerance,
+        _ => tolerance * 100.0,
+    }
+}
