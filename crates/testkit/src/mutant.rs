@@ -11,14 +11,16 @@ use runtime::WrapGroup;
 pub struct Drop {
     /// Name of the group's axes.
     pub group: String,
-    /// Position in the order in which each such group starts collectives, fingerprint comparisons included.
+    /// Position in the order in which each such group starts collectives in a step.
     pub nth: usize,
+    /// Collectives that each such group of this rank starts in a step.
+    pub per_step: usize,
 }
 
 /// A group that leaves a collective out by doing its local part only.
 pub struct Mutant {
     inner: Box<dyn Communicator>,
-    nth: Option<usize>,
+    drop: Option<Drop>,
     started: AtomicUsize,
 }
 
@@ -26,14 +28,14 @@ impl Mutant {
     /// Wraps every group of a rank; `drop` names the one that misbehaves.
     pub fn wrap<'a>(drop: Option<Drop>) -> Box<WrapGroup<'a>> {
         Box::new(move |key, inner| {
-            let nth = drop.as_ref().filter(|d| d.group == key.to_string()).map(|d| d.nth);
-            Box::new(Mutant { inner, nth, started: AtomicUsize::new(0) })
+            let drop = drop.clone().filter(|d| d.group == key.to_string() && d.per_step > 0);
+            Box::new(Mutant { inner, drop, started: AtomicUsize::new(0) })
         })
     }
 
     fn dropped(&self) -> bool {
         let position = self.started.fetch_add(1, Ordering::Relaxed);
-        self.inner.world_size() > 1 && self.nth == Some(position)
+        self.inner.world_size() > 1 && self.drop.as_ref().is_some_and(|d| position % d.per_step == d.nth)
     }
 
     /// A collective that moves nothing, so that the others of the group go on.

@@ -1,3 +1,6 @@
-//! The release gate: every layout trains the same model.
+//! The release gate: every layout trains the same model, and the tests that say so can fail.
 
+mod finite_differences;
+mod mutants;
 mod parity;
+mod random_legal;
