@@ -172,10 +172,11 @@ pub enum DataError {
     },
     /// The data was built with another tokenizer than the one given.
     #[error(
-        "a token cache of vocabulary {cached} does not fit a model of vocabulary {vocab_size}: give both the same tokenizer"
+        "a tokenizer of {cached} tokens does not fit a model of vocabulary {vocab_size}: use the model's tokenizer, or \
+         raise `[model] vocab_size`"
     )]
     VocabMismatch {
-        /// Vocabulary of the cache.
+        /// Vocabulary of the tokenizer or of the tokens made with it.
         cached: usize,
         /// Vocabulary of the model.
         vocab_size: usize,

@@ -113,8 +113,21 @@ impl Tokenizer {
             path: path.to_path_buf(),
             byte_offset: error.utf8_error().valid_up_to(),
         })?;
+        Self::parse(json, path)
+    }
+
+    /// Reads the text of a `tokenizer.json` that came from `origin`, which errors name.
+    ///
+    /// # Errors
+    /// It is not a tokenizer.
+    pub fn parse(json: String, origin: &Path) -> Result<Self, DataError> {
         Self::from_json(json)
-            .map_err(|reason| DataError::TokenizerMalformed { path: path.to_path_buf(), reason })
+            .map_err(|reason| DataError::TokenizerMalformed { path: origin.to_path_buf(), reason })
+    }
+
+    /// The text of `tokenizer.json`, as [`save`](Self::save) writes it.
+    pub fn json(&self) -> &str {
+        &self.json
     }
 
     fn from_json(json: String) -> Result<Self, String> {

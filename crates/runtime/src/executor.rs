@@ -71,6 +71,21 @@ impl RankMemory {
     }
 }
 
+/// A state tensor as one rank has it.
+#[derive(Debug, Clone)]
+pub struct StateView<'a> {
+    /// Name in checkpoints.
+    pub name: &'a str,
+    /// Which elements these are.
+    pub tile: Tile,
+    /// Element type.
+    pub dtype: DType,
+    /// The elements, padding included.
+    pub bytes: &'a [u8],
+    /// Whether no earlier rank holds the same elements: a checkpoint needs these only.
+    pub is_first_holder: bool,
+}
+
 struct Bound {
     plan: Plan,
     program: Program,
@@ -188,22 +203,31 @@ impl Executor {
         bound.plan.tile(&buffer.dims, &buffer.layout, &self.coord)
     }
 
-    /// Visits every state: name, part held here, bytes. Parts that another rank also holds, and is first to hold, are
-    /// marked by `false`: a checkpoint needs the others only.
+    /// Calls `with` with a view of every state on this rank.
     ///
     /// # Errors
-    /// Whatever `visit` returns.
-    pub fn for_each_state<E: From<RuntimeError>>(
-        &self,
-        mut visit: impl FnMut(&str, &Tile, DType, &[u8], bool) -> Result<(), E>,
-    ) -> Result<(), E> {
+    /// The arena's, if a state is in use.
+    pub fn with_states<R>(&self, with: impl FnOnce(&[StateView<'_>]) -> R) -> Result<R, RuntimeError> {
         let bound = &self.programs[0];
-        for (name, id) in &bound.program.states {
-            let buffer = bound.program.buffer(*id);
-            let region = self.arena.read(self.exact_span(bound, *id, 0)).map_err(RuntimeError::from)?;
-            visit(name, &self.state_tile(*id), buffer.dtype, region.as_slice::<u8>(), self.first_holder(name, buffer))?;
-        }
-        Ok(())
+        let region = self.arena.read(Span { offset: 0, len: bound.program.state_bytes })?;
+        let bytes = region.as_slice::<u8>();
+        let views: Vec<StateView<'_>> = bound
+            .program
+            .states
+            .iter()
+            .map(|(name, id)| {
+                let buffer = bound.program.buffer(*id);
+                let span = self.exact_span(bound, *id, 0);
+                StateView {
+                    name,
+                    tile: self.state_tile(*id),
+                    dtype: buffer.dtype,
+                    bytes: &bytes[span.offset..span.offset + span.len],
+                    is_first_holder: self.first_holder(name, buffer),
+                }
+            })
+            .collect();
+        Ok(with(&views))
     }
 
     fn first_holder(&self, name: &str, buffer: &Buffer) -> bool {

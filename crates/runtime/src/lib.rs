@@ -18,4 +18,4 @@ mod tables;
 pub use batch::{Batch, Destination};
 pub use bind::scratch_bytes;
 pub use error::RuntimeError;
-pub use executor::{Executor, RankMemory, StepInput, WrapGroup};
+pub use executor::{Executor, RankMemory, StateView, StepInput, WrapGroup};

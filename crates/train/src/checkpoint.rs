@@ -33,6 +33,6 @@ mod tests;
 pub use dtype::{DType, Element};
 pub use error::{CheckpointError, Fallback};
 pub use manifest::{FORMAT_VERSION, Manifest, Piece, ShardEntry, TensorEntry};
-pub use names::partial_dir;
+pub use names::{partial_dir, step_dir};
 pub use open::{Checkpoint, newest_good};
 pub use save::{Committed, LocalTensor, PieceReport, ShardReport, abandon, begin, commit, save, write_shard};

@@ -10,9 +10,17 @@ pub mod assemble;
 pub mod checkpoint;
 pub mod config;
 mod error;
+pub mod explain;
+pub mod generate;
+mod learning_rate;
 pub mod parity;
+pub mod parity_report;
+pub mod prepare;
 pub mod ranks;
 pub mod run_dir;
+mod saving;
 pub mod synthetic;
+pub mod text;
+pub mod trainer;
 
 pub use error::TrainError;

@@ -134,9 +134,10 @@ impl Recorder<'_> {
                 record.gradients.push((step, name.clone(), tile, values));
             }
         }
-        executor.for_each_state(|name, tile, dtype, bytes, _| {
-            record.states.push((0, name.to_owned(), tile.clone(), widen(dtype, bytes)));
-            Ok::<(), TrainError>(())
+        executor.with_states(|states| {
+            for state in states {
+                record.states.push((0, state.name.to_owned(), state.tile.clone(), widen(state.dtype, state.bytes)));
+            }
         })?;
         Ok(record)
     }

@@ -19,11 +19,8 @@ fn check(small: &Small) -> Result<(), TrainError> {
         let program = stepper.program(0, &Chooser::Policy, true)?;
         let mut executor = Executor::new(world, vec![(stepper.plan.clone(), program)], 1, None)?;
         executor.initialise(&stepper.graph, 3)?;
-        let mut start = Vec::new();
-        executor.for_each_state(|name, _, _, bytes, _| {
-            start.push((name.to_owned(), bytes.to_vec()));
-            Ok::<(), TrainError>(())
-        })?;
+        let start: Vec<(String, Vec<u8>)> =
+            executor.with_states(|all| all.iter().map(|s| (s.name.to_owned(), s.bytes.to_vec())).collect())?;
         let mut loss_with = |change: Option<(&str, usize, f64)>| -> Result<(f64, Vec<f64>), TrainError> {
             executor.fill_states(|name, _, _, bytes| {
                 bytes.copy_from_slice(&start.iter().find(|(n, _)| n == name).unwrap().1);

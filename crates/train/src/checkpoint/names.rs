@@ -25,7 +25,7 @@ pub(super) enum Kind {
 }
 
 /// `step-00000010` and its kin.
-pub(super) fn step_dir(checkpoints: &Path, step: u64, kind: Kind) -> PathBuf {
+pub(super) fn dir_of(checkpoints: &Path, step: u64, kind: Kind) -> PathBuf {
     let suffix = match kind {
         Kind::Committed => "",
         Kind::Partial => PARTIAL,
@@ -35,10 +35,15 @@ pub(super) fn step_dir(checkpoints: &Path, step: u64, kind: Kind) -> PathBuf {
     checkpoints.join(format!("step-{step:08}{suffix}"))
 }
 
+/// Where the checkpoint of `step` is once it is committed.
+pub fn step_dir(checkpoints: &Path, step: u64) -> PathBuf {
+    dir_of(checkpoints, step, Kind::Committed)
+}
+
 /// The directory that every rank writes its shard of `step` into, between [`begin`](super::begin) and
 /// [`commit`](super::commit).
 pub fn partial_dir(checkpoints: &Path, step: u64) -> PathBuf {
-    step_dir(checkpoints, step, Kind::Partial)
+    dir_of(checkpoints, step, Kind::Partial)
 }
 
 /// Step and kind of a directory, `None` if the name is not one of ours.
@@ -49,7 +54,7 @@ pub(super) fn parse_step_dir(path: &Path) -> Option<(u64, Kind)> {
     let step = digits.parse().ok()?;
     [Kind::Committed, Kind::Partial, Kind::Old, Kind::Removing]
         .into_iter()
-        .find(|kind| step_dir(Path::new(""), step, *kind).as_os_str() == name)
+        .find(|kind| dir_of(Path::new(""), step, *kind).as_os_str() == name)
         .map(|kind| (step, kind))
 }
 
@@ -97,7 +102,7 @@ pub(super) fn list(checkpoints: &Path) -> Result<Listing, CheckpointError> {
     }
     for (step, kind) in &listing.leftovers {
         if *kind == Kind::Old && !listing.committed.iter().any(|(s, _)| s == step) {
-            listing.committed.push((*step, step_dir(checkpoints, *step, Kind::Old)));
+            listing.committed.push((*step, dir_of(checkpoints, *step, Kind::Old)));
         }
     }
     listing.committed.sort();
@@ -112,7 +117,7 @@ mod tests {
     fn names_are_read_back_and_nothing_else_is() {
         for kind in [Kind::Committed, Kind::Partial, Kind::Old, Kind::Removing] {
             for step in [0, 10, 99_999_999, 123_456_789_012] {
-                assert_eq!(parse_step_dir(&step_dir(Path::new("/a/b"), step, kind)), Some((step, kind)));
+                assert_eq!(parse_step_dir(&dir_of(Path::new("/a/b"), step, kind)), Some((step, kind)));
             }
         }
         for name in

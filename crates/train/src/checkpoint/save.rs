@@ -13,7 +13,7 @@ use super::dtype::DType;
 use super::error::CheckpointError;
 use super::files;
 use super::manifest::{FORMAT_VERSION, Manifest, Piece, ShardEntry, TensorEntry};
-use super::names::{self, Kind, MANIFEST, partial_dir, report_file, shard_file, step_dir};
+use super::names::{self, Kind, MANIFEST, partial_dir, report_file, shard_file, dir_of};
 use super::shard::{self, Content, METADATA_KEY};
 
 /// Largest report that is read.
@@ -76,8 +76,8 @@ pub struct Committed {
 pub fn begin(checkpoints: &Path, step: u64) -> Result<PathBuf, CheckpointError> {
     files::create_dirs(checkpoints)?;
     for (leftover, kind) in names::list(checkpoints)?.leftovers {
-        let path = step_dir(checkpoints, leftover, kind);
-        let successor = step_dir(checkpoints, leftover, Kind::Committed);
+        let path = dir_of(checkpoints, leftover, kind);
+        let successor = dir_of(checkpoints, leftover, Kind::Committed);
         if kind == Kind::Old && !successor.exists() {
             files::rename(&path, &successor)?;
         } else {
@@ -198,9 +198,9 @@ pub fn commit(
         files::remove_file(&partial.join(report_file(index)))?;
     }
     files::sync_dir(&partial)?;
-    let dir = step_dir(checkpoints, step, Kind::Committed);
+    let dir = dir_of(checkpoints, step, Kind::Committed);
     if dir.exists() {
-        files::rename(&dir, &step_dir(checkpoints, step, Kind::Old))?;
+        files::rename(&dir, &dir_of(checkpoints, step, Kind::Old))?;
     }
     files::rename(&partial, &dir)?;
     files::sync_dir(checkpoints)?;
@@ -325,14 +325,14 @@ fn prune(checkpoints: &Path, step: u64, keep: usize, committed: &mut Committed) 
     let older = listing.committed.iter().rev().filter(|(s, _)| *s <= step).skip(keep);
     let later = listing.committed.iter().filter(|(s, _)| *s > step);
     for (s, path) in older.chain(later) {
-        let doomed = step_dir(checkpoints, *s, Kind::Removing);
+        let doomed = dir_of(checkpoints, *s, Kind::Removing);
         let result = if doomed.exists() { files::remove_tree(&doomed) } else { Ok(()) };
         match result.and_then(|()| files::rename(path, &doomed)).and_then(|()| files::remove_tree(&doomed)) {
             Ok(()) => committed.removed.push(path.clone()),
             Err(e) => committed.not_removed.push((path.clone(), e.to_string())),
         }
     }
-    let replaced = step_dir(checkpoints, step, Kind::Old);
+    let replaced = dir_of(checkpoints, step, Kind::Old);
     if replaced.exists()
         && let Err(e) = files::remove_tree(&replaced)
     {

@@ -1,0 +1,354 @@
+//! What a configuration would do, worked out without doing it: bytes of every rank's arena, communication of a step,
+//! placements of parameters. Pure arithmetic on Programs; nothing is allocated and, with `model.vocab_size` given, no
+//! file is opened.
+
+mod communication;
+mod listing;
+mod table;
+
+use std::collections::BTreeMap;
+
+use graph::{Dim, Graph, StateKind};
+use memory::DType;
+use mesh::Axis;
+use models::Decoder;
+use plan::{Chooser, Layout, Plan, Program, StateHome};
+use runtime::RankMemory;
+use serde::Serialize;
+
+use crate::assemble::{self, Stepper};
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::text;
+
+pub use communication::Communication;
+pub use listing::{StageListing, listing};
+
+/// More layers than this are a typo, and would be a graph of millions of nodes.
+const MAX_LAYERS: usize = 1 << 16;
+/// Beyond this many bytes, sums of sizes might leave 64 bits.
+const MAX_TOTAL_BYTES: u128 = 1 << 62;
+
+/// What a configuration would do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Explanation {
+    /// The configuration's name.
+    pub name: String,
+    /// Axes above 1, as in `--mesh`.
+    pub mesh: String,
+    /// Number of ranks.
+    pub world_size: usize,
+    /// Number of trained scalars.
+    pub num_parameters: u64,
+    /// Number format of floats.
+    pub precision: String,
+    /// ZeRO stage.
+    pub zero: u8,
+    /// Pipeline schedule.
+    pub schedule: String,
+    /// Microbatches of a step.
+    pub num_microbatches: usize,
+    /// Part of a step in which the busiest pipeline rank waits, if F, I and W take equally long.
+    pub bubble_fraction: f64,
+    /// Arenas of all ranks together.
+    pub total_arena_bytes: u64,
+    /// What each rank reserves.
+    pub per_rank: Vec<RankBytes>,
+    /// What a step moves between ranks.
+    pub communication: Vec<Communication>,
+    /// Where each parameter lies.
+    pub placements: Vec<ParameterPlacement>,
+}
+
+/// Bytes of one rank's arena by purpose; the parts sum to `arena_bytes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RankBytes {
+    /// The rank.
+    pub rank: usize,
+    /// Its position in the pipeline.
+    pub stage: usize,
+    /// Parameters as stored between steps.
+    pub parameters_bytes: u64,
+    /// Gradients, summed over microbatches.
+    pub gradients_bytes: u64,
+    /// The optimizer's moments.
+    pub optimizer_bytes: u64,
+    /// Values kept from forward to backward, over all microbatches in flight.
+    pub activations_bytes: u64,
+    /// Temporaries, results of the step, scratch of kernels, and what evaluation needs beyond training.
+    pub buffers_bytes: u64,
+    /// All that the runtime reserves.
+    pub arena_bytes: u64,
+}
+
+/// Where a parameter lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ParameterPlacement {
+    /// Its name.
+    pub parameter: String,
+    /// Names of its dims, outermost first.
+    pub dims: Vec<String>,
+    /// Their sizes.
+    pub shape: Vec<usize>,
+    /// Between steps: `axis:dim` for each axis that splits it; `flat` is a row of all elements, `whole` is no split.
+    pub layout: String,
+    /// Its gradient, between microbatches.
+    pub gradient_layout: String,
+    /// Its moments, and where it is updated.
+    pub optimizer_layout: String,
+    /// Pipeline ranks that hold it.
+    pub stages: Vec<usize>,
+}
+
+/// The Programs that a training run binds.
+pub(crate) struct Steps {
+    pub training: Stepper,
+    pub evaluation: Stepper,
+}
+
+impl Steps {
+    fn new(config: &Config) -> Result<Steps, TrainError> {
+        let decoder = assemble::decoder(config, vocabulary(config)?)?;
+        check_size(config, &decoder)?;
+        let (training, evaluation) =
+            (assemble::training(config, &decoder)?, assemble::evaluation(config, &decoder)?);
+        Ok(Steps { training, evaluation })
+    }
+
+    /// The Programs of one pipeline rank.
+    fn programs(&self, pipeline_rank: usize) -> Result<[Program; 2], TrainError> {
+        let program = |stepper: &Stepper| stepper.program(pipeline_rank, &Chooser::Policy, false);
+        Ok([program(&self.training)?, program(&self.evaluation)?])
+    }
+
+    /// `work` on the Programs of every pipeline rank, in their order, on as many threads as the machine has.
+    fn for_each_stage<T: Send>(
+        &self,
+        work: impl Fn(usize, [Program; 2]) -> T + Sync,
+    ) -> Result<Vec<T>, TrainError> {
+        let num_stages = self.training.plan.mesh.size(Axis::Pp);
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from).min(num_stages);
+        let mut all: BTreeMap<usize, T> = BTreeMap::new();
+        std::thread::scope(|scope| {
+            let work = &work;
+            let some = |first: usize| {
+                (first..num_stages)
+                    .step_by(num_threads)
+                    .map(|stage| Ok((stage, work(stage, self.programs(stage)?))))
+                    .collect::<Result<Vec<_>, TrainError>>()
+            };
+            let threads: Vec<_> = (0..num_threads).map(|first| scope.spawn(move || some(first))).collect();
+            for thread in threads {
+                // A panic in lowering is a bug, here as there.
+                all.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+            }
+            Ok::<(), TrainError>(())
+        })?;
+        Ok(all.into_values().collect())
+    }
+}
+
+/// What `config` would do. Each pipeline rank is lowered once, so that many ranks cost no more than one.
+///
+/// # Errors
+/// Whatever cannot be divided as asked. Text and tokenizer are opened only if they decide the vocabulary.
+pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
+    let steps = Steps::new(config)?;
+    let (graph, plan) = (&steps.training.graph, &steps.training.plan);
+    let stages = steps.for_each_stage(|stage, [training, evaluation]| {
+        let programs = [(plan, &training), (&steps.evaluation.plan, &evaluation)];
+        (memory_of(stage, &programs), communication::of(plan, &training))
+    })?;
+    let (memory, traffic): (Vec<RankBytes>, Vec<_>) = stages.into_iter().unzip();
+    let world_size = plan.mesh.world_size();
+    let per_rank: Vec<RankBytes> = (0..world_size)
+        .map(|rank| RankBytes { rank, ..memory[plan.mesh.coord(rank).get(Axis::Pp)] })
+        .collect();
+    let timeline = plan.schedule.simulate(&schedule::Times::new(1.0, 1.0, 1.0)).map_err(plan::PlanError::from)?;
+    Ok(Explanation {
+        name: config.name.clone(),
+        mesh: config.parallel.mesh.to_string(),
+        world_size,
+        num_parameters: graph.num_parameters(),
+        precision: config.train.precision.to_string(),
+        zero: plan.zero,
+        schedule: plan.schedule.name.clone(),
+        num_microbatches: config.parallel.num_microbatches,
+        bubble_fraction: timeline.bubble_fraction(),
+        total_arena_bytes: per_rank.iter().map(|r| r.arena_bytes).fold(0, u64::saturating_add),
+        per_rank,
+        communication: communication::merge(traffic),
+        placements: placements(graph, plan),
+    })
+}
+
+/// Bytes of the arenas that a training run of `config` reserves, by rank.
+///
+/// # Errors
+/// As [`explain`].
+pub fn arena_bytes(config: &Config) -> Result<Vec<u64>, TrainError> {
+    Ok(explain(config)?.per_rank.iter().map(|r| r.arena_bytes).collect())
+}
+
+fn memory_of(stage: usize, programs: &[(&Plan, &Program)]) -> RankBytes {
+    let arena_bytes = RankMemory::of(programs).arena_bytes() as u64;
+    let memory = programs[0].1.memory;
+    let [parameters_bytes, gradients_bytes, optimizer_bytes, activations_bytes] = [
+        memory.parameters_bytes,
+        memory.gradients_bytes,
+        memory.optimizer_bytes,
+        memory.activations_bytes,
+    ]
+    .map(|bytes| bytes as u64);
+    let named = parameters_bytes + gradients_bytes + optimizer_bytes + activations_bytes;
+    RankBytes {
+        rank: stage,
+        stage,
+        parameters_bytes,
+        gradients_bytes,
+        optimizer_bytes,
+        activations_bytes,
+        buffers_bytes: arena_bytes - named,
+        arena_bytes,
+    }
+}
+
+fn placements(graph: &Graph, plan: &Plan) -> Vec<ParameterPlacement> {
+    let parameters = graph.states().filter(|(_, state)| state.kind == StateKind::Parameter);
+    let mut placements: Vec<ParameterPlacement> = parameters
+        .map(|(value, state)| {
+            let dims = &graph.value(value).dims;
+            let home = |which| {
+                let layout = Axis::ALL
+                    .into_iter()
+                    .fold(Layout::WHOLE, |l, a| l.with(a, plan.state_home(a, dims, which)));
+                layout_with_names(graph, &layout)
+            };
+            ParameterPlacement {
+                parameter: state.name.clone(),
+                dims: dims.iter().map(|d| graph.dim_info(*d).name.clone()).collect(),
+                shape: graph.shape(value),
+                layout: home(StateHome::Store),
+                gradient_layout: home(StateHome::Gradient),
+                optimizer_layout: home(StateHome::Optimizer),
+                stages: plan.holders(value).to_vec(),
+            }
+        })
+        .collect();
+    placements.sort_by_cached_key(|p| (p.stages.clone(), natural(&p.parameter)));
+    placements
+}
+
+/// Orders `layers.10` behind `layers.9`.
+fn natural(name: &str) -> Vec<(usize, String)> {
+    name.split('.').map(|part| (part.parse().unwrap_or(0), part.to_owned())).collect()
+}
+
+/// `dp:batch tp:kv_heads`: how a layout splits, with the graph's names of dims.
+pub(crate) fn layout_with_names(graph: &Graph, layout: &Layout) -> String {
+    let parts: Vec<String> = Axis::ALL
+        .into_iter()
+        .filter_map(|axis| {
+            let how = match layout.get(axis) {
+                mesh::Placement::Whole => return None,
+                mesh::Placement::Shard(Dim::FLAT) => "flat".to_owned(),
+                mesh::Placement::Shard(dim) => graph.dim_info(dim).name.clone(),
+                mesh::Placement::Partial(mesh::Reduce::Sum) => "partial(sum)".to_owned(),
+                mesh::Placement::Partial(mesh::Reduce::Max) => "partial(max)".to_owned(),
+            };
+            Some(format!("{axis}:{how}"))
+        })
+        .collect();
+    if parts.is_empty() { "whole".to_owned() } else { parts.join(" ") }
+}
+
+/// The vocabulary that the tokenizer decides, where the configuration does not.
+fn vocabulary(config: &Config) -> Result<Option<usize>, TrainError> {
+    match (&config.model.vocab_size, &config.data.tokenizer, config.data.tokenizer_vocab) {
+        (Some(_), ..) | (None, None, None) => Ok(None),
+        (None, Some(path), _) => Ok(Some(data::Tokenizer::load(path)?.vocab_size())),
+        (None, None, Some(_)) => Ok(Some(text::tokenizer(config)?.vocab_size())),
+    }
+}
+
+/// Refuses sizes whose products would leave 64 bits, before any graph is written. Generous: what it lets through may
+/// still be far more than any machine has, which [`check_memory`] says exactly.
+///
+/// # Errors
+/// [`TrainError::Unsupported`], naming the key.
+pub fn check_size(config: &Config, decoder: &Decoder) -> Result<(), TrainError> {
+    let refuse = |key: &'static str, value: String, remedy: &'static str| {
+        Err(TrainError::Unsupported { key, value, remedy })
+    };
+    if decoder.num_layers > MAX_LAYERS {
+        return refuse("model.num_layers", decoder.num_layers.to_string(), "use at most 65536 layers");
+    }
+    let wide = |n: usize| n as u128;
+    let layers = wide(decoder.num_layers);
+    let heads = wide(decoder.num_heads).saturating_mul(wide(decoder.head_dim));
+    let widest = heads.max(wide(decoder.mlp)).max(wide(decoder.embed));
+    let product = |factors: &[u128]| factors.iter().fold(1u128, |p, f| p.saturating_mul(*f));
+    let (embed, vocab) = (wide(decoder.embed), wide(decoder.vocab_size));
+    // Weights, gradients and moments; at most four matrices of a width beside the embedding's in each block.
+    let states = product(&[4, 8, embed, product(&[8, layers, widest]) + product(&[2, vocab])]);
+    let positions = product(&[32, embed, wide(decoder.max_positions)]);
+    if states.saturating_add(positions) > MAX_TOTAL_BYTES {
+        let value = format!("{} (with {} layers)", decoder.embed, decoder.num_layers);
+        return refuse("model.embed", value, "its weights would not fit 64-bit addresses: use smaller sizes");
+    }
+    let tokens = product(&[wide(config.train.batch), wide(config.data.sequence_length)]);
+    let activations = product(&[8, tokens, product(&[64, layers, widest]) + product(&[8, vocab])]);
+    if activations > MAX_TOTAL_BYTES {
+        let value = format!("{} (x {} tokens)", config.train.batch, config.data.sequence_length);
+        return refuse("train.batch", value, "its activations would not fit 64-bit addresses: use smaller sizes");
+    }
+    Ok(())
+}
+
+/// Refuses what the machine cannot hold, before anything is allocated: `arena_bytes` of every rank that this machine
+/// runs, against what it has free.
+///
+/// # Errors
+/// [`TrainError::Memory`] with the sum in words. Nothing is refused where the system does not say what is free.
+pub fn check_memory(arena_bytes: &[u64]) -> Result<(), TrainError> {
+    match memory::available_bytes() {
+        Some(available) => fits(arena_bytes, available),
+        None => Ok(()),
+    }
+}
+
+fn fits(arena_bytes: &[u64], available: u64) -> Result<(), TrainError> {
+    let needed = arena_bytes.iter().fold(0u64, |sum, bytes| sum.saturating_add(*bytes));
+    if needed <= available {
+        return Ok(());
+    }
+    let mut sizes: BTreeMap<u64, usize> = BTreeMap::new();
+    for bytes in arena_bytes {
+        *sizes.entry(*bytes).or_default() += 1;
+    }
+    const SHOWN: usize = 4;
+    let mut terms: Vec<String> = sizes
+        .iter()
+        .rev()
+        .take(SHOWN)
+        .map(|(bytes, ranks)| {
+            let plural = if *ranks == 1 { "rank" } else { "ranks" };
+            format!("{ranks} {plural} x {} MiB", bytes.div_ceil(1 << 20))
+        })
+        .collect();
+    if sizes.len() > SHOWN {
+        let rest: usize = sizes.values().rev().skip(SHOWN).sum();
+        terms.push(format!("{rest} smaller ranks"));
+    }
+    let arithmetic = terms.join(" + ");
+    Err(TrainError::Memory { needed_mib: needed.div_ceil(1 << 20), arithmetic, available_mib: available >> 20 })
+}
+
+/// Bytes of an element.
+pub(crate) fn element_bytes(dtype: DType) -> u64 {
+    dtype.size_bytes() as u64
+}
+
+#[cfg(test)]
+#[path = "explain/tests.rs"]
+mod tests;

@@ -1,0 +1,135 @@
+//! Between an executor's states and checkpoints: who writes what, and the order of writing that ranks agree on.
+
+use std::path::{Path, PathBuf};
+
+use comm::Communicator;
+use models::Decoder;
+use runtime::Executor;
+use serde_json::{Value, json};
+
+use crate::checkpoint::{self, Checkpoint, DType, LocalTensor, Manifest};
+use crate::config::Config;
+use crate::error::TrainError;
+
+/// Key of the configuration in a manifest.
+const CONFIG: &str = "config";
+/// Key of the tokenizer's file in a manifest.
+const TOKENIZER: &str = "tokenizer";
+
+/// What a checkpoint says beside its tensors.
+pub(crate) struct Description<'a> {
+    pub config: &'a Config,
+    pub decoder: &'a Decoder,
+    pub tokenizer: &'a data::Tokenizer,
+    pub layout: String,
+}
+
+/// The model as a checkpoint describes it.
+pub(crate) fn model(decoder: &Decoder) -> Value {
+    json!({
+        "family": format!("{:?}", decoder.family).to_lowercase(),
+        "num_layers": decoder.num_layers,
+        "embed": decoder.embed,
+        "num_heads": decoder.num_heads,
+        "num_kv_heads": decoder.num_kv_heads,
+        "head_dim": decoder.head_dim,
+        "mlp": decoder.mlp,
+        "vocab_size": decoder.vocab_size,
+        "max_positions": decoder.max_positions,
+        "tied": decoder.tied,
+        "rope_theta": decoder.rope_theta,
+        "norm_eps": decoder.norm_eps,
+    })
+}
+
+fn dtype(dtype: memory::DType) -> DType {
+    match dtype {
+        memory::DType::F64 => DType::F64,
+        memory::DType::F32 => DType::F32,
+        memory::DType::I32 => DType::I32,
+    }
+}
+
+/// Saves all ranks' states; every rank calls it. Returns the checkpoint's directory.
+///
+/// # Errors
+/// A full disk or a missing peer; the previous checkpoint is then untouched and the partial one removed.
+pub(crate) fn save(
+    executor: &Executor,
+    checkpoints: &Path,
+    step: u64,
+    data_position: u64,
+    about: &Description<'_>,
+) -> Result<PathBuf, TrainError> {
+    let result = write(executor, checkpoints, step, data_position, about);
+    if result.is_err() {
+        executor.world().abort_handle().abort(&format!("rank {} could not save step {step}", executor.rank()));
+        // Best effort: what is left is ignored by every reader and removed by the next save.
+        let _ = checkpoint::abandon(checkpoints, step);
+    }
+    result
+}
+
+fn write(
+    executor: &Executor,
+    checkpoints: &Path,
+    step: u64,
+    data_position: u64,
+    about: &Description<'_>,
+) -> Result<PathBuf, TrainError> {
+    let barrier = |world: &dyn Communicator| world.barrier().map_err(runtime::RuntimeError::from);
+    let world = executor.world();
+    if world.rank() == 0 {
+        checkpoint::begin(checkpoints, step)?;
+    }
+    barrier(world)?;
+    let partial = checkpoint::partial_dir(checkpoints, step);
+    executor.with_states(|states| {
+        let owned: Vec<LocalTensor<'_>> = states
+            .iter()
+            .filter(|s| s.is_first_holder)
+            .map(|s| LocalTensor { name: s.name, tile: s.tile.clone(), data: s.bytes, dtype: dtype(s.dtype) })
+            .collect();
+        checkpoint::write_shard(&partial, world.rank(), &owned)
+    })??;
+    barrier(world)?;
+    if world.rank() == 0 {
+        let mut manifest = Manifest::new(model(about.decoder), step);
+        manifest.tokenizer_hash = Some(about.tokenizer.hash().to_string());
+        manifest.data_position = data_position;
+        manifest.seed = about.config.train.seed;
+        manifest.layout = about.layout.clone();
+        manifest.extra.insert(CONFIG.to_owned(), about.config.to_toml());
+        manifest.extra.insert(TOKENIZER.to_owned(), about.tokenizer.json().to_owned());
+        checkpoint::commit(checkpoints, world.world_size(), manifest, about.config.train.keep_checkpoints)?;
+    }
+    barrier(world)?;
+    Ok(checkpoint::step_dir(checkpoints, step))
+}
+
+/// Fills an executor's states from a checkpoint of any layout.
+///
+/// # Errors
+/// Tensors that are missing or of another shape or type.
+pub(crate) fn load(executor: &mut Executor, from: &Checkpoint) -> Result<(), TrainError> {
+    executor.fill_states(|name, tile, kind, bytes| {
+        bytes.fill(0);
+        from.read(name, tile, dtype(kind), bytes).map_err(TrainError::from)
+    })
+}
+
+/// The configuration and the tokenizer that a checkpoint carries.
+///
+/// # Errors
+/// If it carries none, as one made by hand may.
+pub(crate) fn carried(from: &Checkpoint) -> Result<(Config, data::Tokenizer), TrainError> {
+    let extra = |key: &str| {
+        from.manifest().extra.get(key).ok_or_else(|| TrainError::File {
+            path: from.dir().display().to_string(),
+            problem: format!("the checkpoint carries no {key}; use one that `phalanx train` wrote"),
+        })
+    };
+    let config = Config::from_bytes(&from.dir().join("config.toml"), extra(CONFIG)?.as_bytes(), &[], None)?;
+    let tokenizer = data::Tokenizer::parse(extra(TOKENIZER)?.clone(), from.dir())?;
+    Ok((config, tokenizer))
+}

@@ -1,0 +1,400 @@
+//! The training loop: every rank runs it; rank 0 tells the caller what happened.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use comm::Communicator;
+use data::{Dataset, Sampler, Walk};
+use mesh::Axis;
+use models::Decoder;
+use plan::Chooser;
+use runtime::{Executor, StepInput};
+use serde::Serialize;
+
+use crate::assemble::{self, Stepper};
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::learning_rate::learning_rate;
+use crate::run_dir::{MetricsWriter, RunDir};
+use crate::saving::{self, Description};
+use crate::text::{self, Text, TextBatch};
+use crate::{explain, generate, ranks};
+
+/// Number of the training program in an executor.
+const TRAIN: usize = 0;
+/// Number of the evaluation program.
+const EVALUATE: usize = 1;
+/// Tokens of the sample that ends a run.
+const SAMPLE_TOKENS: usize = 64;
+
+/// Where a run starts from and writes to.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Directory of the run; a new one under `runs` if not given.
+    pub out: Option<PathBuf>,
+    /// Run, or one of its checkpoints, to continue. Without `out` the run goes on in its own directory.
+    pub resume: Option<PathBuf>,
+    /// File for metrics; `metrics.jsonl` in the run's directory if not given.
+    pub metrics: Option<PathBuf>,
+    /// Parent of new runs.
+    pub runs: PathBuf,
+}
+
+/// What happens during a run, as it happens.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Everything is ready; the first step comes next.
+    Prepared(&'a Prepared),
+    /// A step is done.
+    Step(&'a StepReport),
+    /// The held-out text was evaluated.
+    Evaluation(&'a EvaluationReport),
+    /// A checkpoint is complete.
+    Checkpoint {
+        /// Steps it holds.
+        step: u64,
+        /// Where it is.
+        dir: &'a Path,
+        /// How long it took.
+        seconds: f64,
+    },
+}
+
+/// A run about to start.
+#[derive(Debug, Clone, Serialize)]
+pub struct Prepared {
+    /// Its directory.
+    pub run_dir: PathBuf,
+    /// Trained scalars.
+    pub num_parameters: u64,
+    /// Ranks.
+    pub world_size: usize,
+    /// The mesh, for people.
+    pub layout: String,
+    /// What each rank reserves.
+    pub arena_bytes: Vec<u64>,
+    /// Tokens to train on.
+    pub train_tokens: u64,
+    /// Tokens held out.
+    pub heldout_tokens: u64,
+    /// Token ids.
+    pub vocab_size: usize,
+    /// First step to run.
+    pub first_step: u64,
+    /// Last step.
+    pub steps: u64,
+    /// From the call until now.
+    pub seconds: f64,
+}
+
+/// One step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepReport {
+    /// From 1.
+    pub step: u64,
+    /// Mean over the step's unmasked tokens, in nats.
+    pub loss: f64,
+    /// Norm of the mean gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Unmasked tokens.
+    pub tokens: u64,
+    /// Of this step.
+    pub tokens_per_second: f64,
+    /// Wall-clock.
+    pub step_seconds: f64,
+}
+
+/// One evaluation of the held-out text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct EvaluationReport {
+    /// Steps trained.
+    pub step: u64,
+    /// Nats per token.
+    pub validation_loss: f64,
+    /// The same per byte of text, in bits.
+    pub bits_per_byte: f64,
+}
+
+/// A finished run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// Its directory.
+    pub run_dir: PathBuf,
+    /// Its last checkpoint.
+    pub checkpoint: Option<PathBuf>,
+    /// Loss of the last step.
+    pub last_loss: f64,
+    /// Last evaluation.
+    pub validation: Option<EvaluationReport>,
+    /// A unigram model over the same tokens.
+    pub unigram_bits_per_byte: Option<f64>,
+    /// An interpolated bigram model over the same tokens.
+    pub bigram_bits_per_byte: Option<f64>,
+    /// Text that the model wrote.
+    pub sample: Option<String>,
+    /// Wall-clock of the steps, evaluations and checkpoints.
+    pub seconds: f64,
+    /// Peak resident memory of the process.
+    pub peak_resident_bytes: Option<u64>,
+    /// Sum of what the ranks reserved.
+    pub arena_bytes_total: u64,
+}
+
+/// Everything the ranks of a run share.
+struct Run<'a> {
+    config: &'a Config,
+    decoder: Decoder,
+    training: Stepper,
+    evaluation: Stepper,
+    text: Text,
+    resume: Option<Checkpoint>,
+    checkpoints: PathBuf,
+    layout: String,
+    /// Of rank 0.
+    metrics: Mutex<MetricsWriter>,
+    observer: &'a (dyn Fn(Event<'_>) + Sync),
+}
+
+/// What rank 0 brings home.
+#[derive(Default)]
+struct Outcome {
+    last_loss: f64,
+    validation: Option<EvaluationReport>,
+    checkpoint: Option<PathBuf>,
+    seconds: f64,
+}
+
+/// Trains as the configuration says, from its text to a checkpoint, telling `observer` what happens.
+///
+/// # Errors
+/// The user's: text, settings, plans that do not fit, damaged checkpoints, a directory in use. A peer's: deadlines.
+/// Nothing is created before everything that can be checked has been.
+pub fn train(
+    config: &Config,
+    options: &RunOptions,
+    observer: &(dyn Fn(Event<'_>) + Sync),
+) -> Result<Summary, TrainError> {
+    let started = Instant::now();
+    let resume = options.resume.as_deref().map(Checkpoint::open_verified).transpose()?;
+    let tokenizer = text::tokenizer(config)?;
+    let decoder = assemble::decoder(config, Some(tokenizer.vocab_size()))?;
+    let config = &with_vocab(config, &decoder);
+    if let Some(checkpoint) = &resume {
+        checkpoint.check_model(&saving::model(&decoder))?;
+        checkpoint.check_tokenizer(&tokenizer.hash().to_string())?;
+    }
+    let training = assemble::training(config, &decoder)?;
+    let evaluation = assemble::evaluation(config, &decoder)?;
+    let arena_bytes = explain::arena_bytes(config)?;
+    explain::check_memory(&arena_bytes)?;
+    let text = text::open_with(config, tokenizer, Path::new(text::CACHE_DIR))?;
+    let first_step = resume.as_ref().map_or(0, |c| c.manifest().step) + 1;
+    let run_dir = match (&options.out, &options.resume) {
+        (Some(out), _) => RunDir::create_at(out)?,
+        (None, Some(resume)) => RunDir::open_for_resume(resume)?,
+        (None, None) => RunDir::create(&options.runs, &config.name)?,
+    };
+    write_beside(run_dir.path(), "config.toml", &config.to_toml())?;
+    write_beside(run_dir.path(), "tokenizer.json", text.tokenizer.json())?;
+    let metrics_path = options.metrics.clone().unwrap_or_else(|| run_dir.metrics());
+    let metrics = match first_step {
+        1 => MetricsWriter::create(&metrics_path)?,
+        _ => MetricsWriter::resume(&metrics_path, first_step - 1)?,
+    };
+    let prepared = Prepared {
+        run_dir: run_dir.path().to_path_buf(),
+        num_parameters: training.graph.num_parameters(),
+        world_size: training.plan.mesh.world_size(),
+        layout: config.parallel.mesh.to_string(),
+        train_tokens: text.train.num_targets() as u64,
+        heldout_tokens: text.heldout.as_ref().map_or(0, |h| h.num_targets() as u64),
+        vocab_size: decoder.vocab_size,
+        first_step,
+        steps: config.train.steps as u64,
+        seconds: started.elapsed().as_secs_f64(),
+        arena_bytes,
+    };
+    observer(Event::Prepared(&prepared));
+    let run = Run {
+        config,
+        decoder,
+        training,
+        evaluation,
+        text,
+        resume,
+        checkpoints: run_dir.checkpoints(),
+        layout: prepared.layout.clone(),
+        metrics: Mutex::new(metrics),
+        observer,
+    };
+    let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
+    let outcomes = ranks::run(prepared.world_size, deadline, |world| run.rank(world))?;
+    let outcome = outcomes.into_iter().next().expect("there is a rank 0");
+    // Before baselines and the sample, which are no part of training.
+    let peak_resident_bytes = memory::peak_resident_bytes();
+    let baselines = run.text.heldout.as_ref().map(|h| data::baselines(h.store())).transpose()?;
+    let sample = match &outcome.checkpoint {
+        Some(checkpoint) => Some(generate::sample(checkpoint, SAMPLE_TOKENS, config.train.seed)?),
+        None => None,
+    };
+    Ok(Summary {
+        run_dir: prepared.run_dir,
+        checkpoint: outcome.checkpoint,
+        last_loss: outcome.last_loss,
+        validation: outcome.validation,
+        unigram_bits_per_byte: baselines.map(|b| b.unigram.bits_per_byte),
+        bigram_bits_per_byte: baselines.map(|b| b.bigram.bits_per_byte),
+        sample,
+        seconds: outcome.seconds,
+        peak_resident_bytes,
+        arena_bytes_total: prepared.arena_bytes.iter().sum(),
+    })
+}
+
+/// The configuration with the vocabulary written out, as a checkpoint keeps it.
+fn with_vocab(config: &Config, decoder: &Decoder) -> Config {
+    let mut config = config.clone();
+    config.model.vocab_size = Some(decoder.vocab_size);
+    config
+}
+
+fn write_beside(dir: &Path, name: &str, text: &str) -> Result<(), TrainError> {
+    let path = dir.join(name);
+    std::fs::write(&path, text)
+        .map_err(|e| TrainError::File { path: path.display().to_string(), problem: format!("cannot be written: {e}") })
+}
+
+impl Run<'_> {
+    fn rank(&self, world: Box<dyn Communicator>) -> Result<Outcome, TrainError> {
+        let pipeline_rank = self.training.plan.mesh.coord(world.rank()).get(Axis::Pp);
+        let programs = [&self.training, &self.evaluation]
+            .into_iter()
+            .map(|s| Ok((s.plan.clone(), s.program(pipeline_rank, &Chooser::Policy, false)?)))
+            .collect::<Result<Vec<_>, TrainError>>()?;
+        let threads = self.config.parallel.threads_per_rank;
+        let mut executor = Executor::new(world, programs, threads, None)?;
+        match &self.resume {
+            Some(checkpoint) => saving::load(&mut executor, checkpoint)?,
+            None => executor.initialise(&self.training.graph, self.config.train.seed)?,
+        }
+        self.steps(&mut executor)
+    }
+
+    fn steps(&self, executor: &mut Executor) -> Result<Outcome, TrainError> {
+        let train = &self.config.train;
+        let started = Instant::now();
+        let sampler = Sampler::new(self.text.train.num_samples(), train.seed)?;
+        let mut batch = TextBatch::new(self.text.train.clone(), train.batch);
+        let mut evaluator = self.text.heldout.as_ref().map(|h| Evaluator::new(h, &self.evaluation));
+        let (first, mut position) = match &self.resume {
+            Some(checkpoint) => (checkpoint.manifest().step + 1, checkpoint.manifest().data_position),
+            None => (1, 0),
+        };
+        let last = train.steps as u64;
+        let mut outcome = Outcome::default();
+        for step in first..=last {
+            batch.draw(&sampler, position, train.batch);
+            let report = self.step(executor, &mut batch, step)?;
+            position += train.batch as u64;
+            outcome.last_loss = report.loss;
+            self.report(executor, Event::Step(&report), &report)?;
+            if !report.loss.is_finite() {
+                return Err(TrainError::NotFinite { step, loss: report.loss });
+            }
+            let due = |every: usize| every > 0 && step % every as u64 == 0;
+            if let Some(evaluator) = &mut evaluator
+                && (due(train.eval_every) || step == last)
+            {
+                let report = evaluator.run(executor, step, train.seed)?;
+                self.report(executor, Event::Evaluation(&report), &report)?;
+                outcome.validation = Some(report);
+            }
+            if due(train.checkpoint_every) || step == last {
+                outcome.checkpoint = Some(self.checkpoint(executor, step, position)?);
+            }
+        }
+        outcome.seconds = started.elapsed().as_secs_f64();
+        Ok(outcome)
+    }
+
+    fn step(&self, executor: &mut Executor, batch: &mut TextBatch, step: u64) -> Result<StepReport, TrainError> {
+        let started = Instant::now();
+        let lr = learning_rate(&self.config.train, step);
+        let scalars = [("lr", lr), ("step", step as f64)];
+        let input = StepInput { seed: self.config.train.seed, step, scalars: &scalars };
+        executor.run(TRAIN, batch, &input)?;
+        let (mut statistics, mut grad_norm) = ([0.0; 2], [0.0]);
+        executor.read_output(TRAIN, "statistics", &mut statistics)?;
+        executor.read_output(TRAIN, "grad_norm", &mut grad_norm)?;
+        let step_seconds = started.elapsed().as_secs_f64();
+        let [loss, tokens] = statistics;
+        Ok(StepReport {
+            step,
+            loss: if tokens > 0.0 { loss / tokens } else { 0.0 },
+            grad_norm: grad_norm[0],
+            lr,
+            tokens: tokens as u64,
+            tokens_per_second: tokens / step_seconds,
+            step_seconds,
+        })
+    }
+
+    fn report(&self, executor: &Executor, event: Event<'_>, line: &impl Serialize) -> Result<(), TrainError> {
+        if executor.rank() == 0 {
+            self.metrics.lock().expect("only rank 0 locks it").write(line)?;
+            (self.observer)(event);
+        }
+        Ok(())
+    }
+
+    fn checkpoint(&self, executor: &Executor, step: u64, position: u64) -> Result<PathBuf, TrainError> {
+        let started = Instant::now();
+        let about = Description {
+            config: self.config,
+            decoder: &self.decoder,
+            tokenizer: &self.text.tokenizer,
+            layout: self.layout.clone(),
+        };
+        let dir = saving::save(executor, &self.checkpoints, step, position, &about)?;
+        if executor.rank() == 0 {
+            let seconds = started.elapsed().as_secs_f64();
+            (self.observer)(Event::Checkpoint { step, dir: &dir, seconds });
+        }
+        Ok(dir)
+    }
+}
+
+/// Walks the held-out text once.
+struct Evaluator {
+    dataset: Arc<Dataset>,
+    batch: TextBatch,
+    walk: Walk,
+}
+
+impl Evaluator {
+    fn new(dataset: &Arc<Dataset>, stepper: &Stepper) -> Evaluator {
+        let size = stepper.graph.find_dim("batch").map_or(1, |d| stepper.graph.dim_info(d).size);
+        let batch = TextBatch::new(dataset.clone(), size);
+        Evaluator { dataset: dataset.clone(), batch, walk: Walk::new(dataset.num_samples(), size) }
+    }
+
+    fn run(&mut self, executor: &mut Executor, step: u64, seed: u64) -> Result<EvaluationReport, TrainError> {
+        let (mut loss, mut tokens) = (0.0, 0.0);
+        for at in 0..self.walk.num_steps() {
+            self.batch.set(self.walk.samples_of_step(at));
+            executor.run(EVALUATE, &mut self.batch, &StepInput { seed, step, scalars: &[] })?;
+            let mut statistics = [0.0; 2];
+            executor.read_output(EVALUATE, "statistics", &mut statistics)?;
+            loss += statistics[0];
+            tokens += statistics[1];
+        }
+        let validation_loss = loss / tokens;
+        let bits_per_byte = self.dataset.bits_per_byte(validation_loss);
+        Ok(EvaluationReport { step, validation_loss, bits_per_byte })
+    }
+}
