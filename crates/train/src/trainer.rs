@@ -220,6 +220,7 @@ pub fn train(
         arena_bytes,
     };
     observer(Event::Prepared(&prepared));
+    memory::release_freed();
     let run = Run {
         config,
         decoder,
@@ -282,6 +283,7 @@ impl Run<'_> {
             Some(checkpoint) => saving::load(&mut executor, checkpoint)?,
             None => executor.initialise(&self.training.graph, self.config.train.seed)?,
         }
+        memory::release_freed();
         self.steps(&mut executor)
     }
 

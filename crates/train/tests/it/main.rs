@@ -1,0 +1,3 @@
+//! Whole runs on a little text: what a checkpoint keeps, and that a run goes on in any layout.
+
+mod resume;
