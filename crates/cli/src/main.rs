@@ -1,2 +1,41 @@
-//! The command line.
-fn main() {}
+//! The `phalanx` command: flags and files become a `Config`, findings become text. The only place for the environment,
+//! exit codes, printing and `anyhow`; nothing is computed here.
+
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod explain;
+mod failure;
+mod generate;
+mod output;
+mod parity;
+mod prepare;
+mod progress;
+mod schedule;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::arguments::{Arguments, Command, DataCommand, TokenizerCommand};
+use crate::failure::Verdict;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Train(arguments) => train::run(&arguments),
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Parity(arguments) => parity::run(&arguments),
+        Command::Schedule(arguments) => schedule::run(&arguments),
+        Command::Data { command: DataCommand::Prepare(arguments) } => prepare::data(&arguments),
+        Command::Tokenizer { command: TokenizerCommand::Train(arguments) } => prepare::tokenizer(&arguments),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "phalanx", &mut script);
+            output::bytes(&script).map(|()| Verdict::Success)
+        }
+    };
+    failure::exit_code(result)
+}

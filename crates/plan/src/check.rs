@@ -38,6 +38,81 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
     Ok(())
 }
 
+/// Checks the Programs of all pipeline ranks together: what one sends the other receives, of the same size and in the
+/// same layout, for the same microbatches; and ranks that share a group start the same collectives in the same order.
+///
+/// # Errors
+/// The first message or collective without its counterpart.
+pub fn check_world(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
+    let mut sent = BTreeMap::new();
+    let mut received = BTreeMap::new();
+    for program in programs {
+        let here = program.pipeline_rank;
+        for (action, _) in &program.actions {
+            let Some(block) = program.block(Some(action.stage), Phase::of(action.kind)) else { continue };
+            for instruction in &block.instructions {
+                let (list, key, id) = match instruction {
+                    Instruction::Send { input, to, tag } => (&mut sent, (here, *to, *tag, action.microbatch), *input),
+                    Instruction::Recv { output, from, tag } => {
+                        (&mut received, (*from, here, *tag, action.microbatch), *output)
+                    }
+                    _ => continue,
+                };
+                let buffer = program.buffer(id);
+                list.insert(key, (buffer.len, buffer.dtype, buffer.layout));
+            }
+        }
+    }
+    let fail = |pipeline_rank: usize, problem: String| {
+        Err(PlanError::Program { pipeline_rank, block: "messages".to_owned(), index: 0, problem })
+    };
+    for (key, value) in &sent {
+        if received.get(key) != Some(value) {
+            return fail(key.0, format!("value {} of microbatch {} is not received by {}", key.2, key.3, key.1));
+        }
+    }
+    if let Some(key) = received.keys().find(|k| !sent.contains_key(*k)) {
+        return fail(key.1, format!("value {} of microbatch {} is never sent by {}", key.2, key.3, key.0));
+    }
+    collectives_across_stages(plan, programs)
+}
+
+/// Groups that span pipeline ranks see the same collectives in the same order on each.
+fn collectives_across_stages(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
+    let sequence = |program: &Program, key: &GroupKey| -> Vec<(Collective, usize)> {
+        let actions = program.actions.iter().map(|(a, _)| (Some(a.stage), Phase::of(a.kind)));
+        let order = std::iter::once((None, Phase::Begin)).chain(actions).chain([(None, Phase::Update)]);
+        order
+            .filter_map(|(stage, phase)| program.block(stage, phase))
+            .flat_map(|b| &b.instructions)
+            .filter_map(|i| match i {
+                Instruction::Start { collective, count, group, .. } if program.groups[*group] == *key => {
+                    Some((*collective, *count))
+                }
+                _ => None,
+            })
+            .collect()
+    };
+    let keys: BTreeSet<&GroupKey> = programs.iter().flat_map(|p| &p.groups).collect();
+    for key in keys {
+        let spans = |rank: usize| match &key.pipeline_ranks {
+            Some(ranks) => ranks.contains(&rank),
+            None => key.axes.contains(Axis::Pp) && rank < plan.mesh.size(Axis::Pp),
+        };
+        let members: Vec<&Program> = programs.iter().filter(|p| spans(p.pipeline_rank)).collect();
+        let Some(first) = members.first().map(|p| sequence(p, key)) else { continue };
+        if let Some(other) = members.iter().find(|p| sequence(p, key) != first) {
+            return Err(PlanError::Program {
+                pipeline_rank: other.pipeline_rank,
+                block: "collectives".to_owned(),
+                index: 0,
+                problem: format!("group {key} starts other collectives than pipeline rank {}", members[0].pipeline_rank),
+            });
+        }
+    }
+    Ok(())
+}
+
 struct Checker<'a> {
     graph: &'a Graph,
     plan: &'a Plan,

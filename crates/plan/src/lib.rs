@@ -17,7 +17,7 @@ mod plan;
 mod program;
 mod redistribute;
 
-pub use check::check;
+pub use check::{check, check_world};
 pub use error::PlanError;
 pub use layout::Layout;
 pub use legal::{Choice, Chooser};

@@ -5,7 +5,7 @@ use graph::{Graph, Recompute};
 use memory::DType;
 use models::{Decoder, Family, Optimizer, OptimizerKind, Step, train_step};
 
-use crate::{Chooser, Instruction, Parallel, Plan, PlanError, Program, check, lower};
+use crate::{Chooser, Instruction, Parallel, Plan, PlanError, Program, check, check_world, lower};
 
 fn decoder(family: Family, tied: bool) -> Decoder {
     Decoder {
@@ -62,7 +62,9 @@ fn layouts() -> Vec<Parallel> {
 
 fn programs(graph: &Graph, parallel: &Parallel, chooser: &Chooser) -> (Plan, Vec<Program>) {
     let plan = Plan::new(graph, parallel, DType::F64).unwrap();
-    let programs = (0..parallel.pp).map(|c| lower(graph, &plan, c, chooser, true).unwrap()).collect();
+    let programs: Vec<Program> =
+        (0..parallel.pp).map(|c| lower(graph, &plan, c, chooser, true).unwrap()).collect();
+    check_world(&plan, &programs).unwrap();
     (plan, programs)
 }
 
@@ -117,6 +119,35 @@ fn the_checker_notices_every_missing_collective() {
             }
         }
     }
+}
+
+#[test]
+fn a_missing_message_or_a_foreign_collective_is_noticed() {
+    let graph = graph(Family::Llama, true, Recompute::None);
+    let parallel = Parallel { pp: 4, dp: 2, num_microbatches: 5, zero: 1, ..Parallel::default() };
+    let (plan, programs) = programs(&graph, &parallel, &Chooser::Policy);
+    let mut mutants = 0;
+    for rank in 0..4 {
+        for block in 0..programs[rank].blocks.len() {
+            for index in 0..programs[rank].blocks[block].instructions.len() {
+                let spans_stages = match &programs[rank].blocks[block].instructions[index] {
+                    Instruction::Send { .. } | Instruction::Recv { .. } => true,
+                    Instruction::Start { group, .. } => {
+                        let key = &programs[rank].groups[*group];
+                        key.pipeline_ranks.is_some() || key.axes.contains(mesh::Axis::Pp)
+                    }
+                    _ => false,
+                };
+                if spans_stages {
+                    let mut mutant = programs.clone();
+                    mutant[rank].blocks[block].instructions.remove(index);
+                    assert!(check_world(&plan, &mutant).is_err());
+                    mutants += 1;
+                }
+            }
+        }
+    }
+    assert!(mutants > 10);
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn what_does_not_fit_is_refused_with_the_sum() {
 fn absurd_sizes_are_refused_before_any_arithmetic_overflows() {
     for (set, key) in [
         ("model.num_layers=1000000", "model.num_layers"),
-        ("model.mlp=1099511627776", "train.batch"),
+        ("model.mlp=1099511627776", ""),
         ("model.embed=1099511627776", "model.embed"),
         ("model.mlp=1000000000", ""),
         ("model.vocab_size=1099511627776", ""),

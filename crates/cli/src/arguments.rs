@@ -1,0 +1,316 @@
+//! The command line's grammar and its help. What the values do is each command's file.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use phalanx::Config;
+use phalanx::schedule::Times;
+
+/// Trains Transformers in parallel: write the model once; a plan splits it across ranks; it trains the same.
+#[derive(Debug, Parser)]
+#[command(name = "phalanx", version, propagate_version = true, arg_required_else_help = true, after_help = "\
+Examples:
+  phalanx train examples/austen.toml                     train on real text, 4 ranks
+  phalanx train examples/austen.toml --mesh pp=2,tp=2    the same, split otherwise
+  phalanx explain examples/llama3-405b.toml              what 16,384 ranks would hold and say
+  phalanx parity examples/austen.toml --mesh dp=2,tp=2   prove that the split changes nothing
+
+Exit codes: 0 success; 1 a check failed; 2 the input or environment is wrong.
+`phalanx help COMMAND` has more, with examples.")]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model from a configuration, or continue a run
+    Train(TrainArguments),
+    /// Continue a text with a trained model, in any layout
+    Generate(GenerateArguments),
+    /// Say what a configuration would do, without doing it: memory, communication, placements
+    Explain(ExplainArguments),
+    /// Train some steps in other layouts and on one rank, and measure how far they are apart
+    Parity(ParityArguments),
+    /// Make, read, draw and time a pipeline schedule
+    Schedule(ScheduleArguments),
+    /// Work with text
+    Data {
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// Work with tokenizers
+    Tokenizer {
+        #[command(subcommand)]
+        command: TokenizerCommand,
+    },
+    /// Print completions for a shell
+    #[command(after_help = "Example:\n  phalanx completions bash > ~/.local/share/bash-completion/completions/phalanx")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Build the tokenizer and the token cache of a configuration before a run, and count them
+    Prepare(PrepareArguments),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenizerCommand {
+    /// Train a byte-level BPE tokenizer on text files
+    Train(TokenizerArguments),
+}
+
+/// A configuration and what changes it.
+#[derive(Debug, Args)]
+pub struct ConfigArguments {
+    /// The configuration, a TOML file
+    #[arg(value_name = "CONFIG")]
+    pub config: PathBuf,
+    /// Sets a key: `train.lr=3e-4`, `model.family=gpt2`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+impl ConfigArguments {
+    /// The configuration with every `--set`, then `more` of the same form, then `--mesh`.
+    pub fn load(&self, more: &[String], mesh: Option<&str>) -> anyhow::Result<Config> {
+        let sets = [&self.sets[..], more].concat();
+        Ok(Config::load(&self.config, &sets, mesh)?)
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx train examples/austen.toml
+  phalanx train examples/austen.toml --mesh dp=4 --set train.lr=2e-3 --steps 500
+  phalanx train examples/austen.toml --mesh \"dp=2,pp=2;schedule=gpipe;num_microbatches=4\"
+  phalanx train examples/austen.toml --resume runs/austen-1 --steps 900 --mesh tp=2")]
+pub struct TrainArguments {
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Ranks along each axis (dp, cp, tp, pp), replacing the file's mesh; other settings after a semicolon
+    #[arg(long, value_name = "MESH")]
+    pub mesh: Option<String>,
+    /// Steps to train in all, those of a resumed run included
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Directory of the run [default: runs/NAME-N, a new one]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Continue a run, or one of its checkpoints, in any layout
+    #[arg(long, value_name = "DIR")]
+    pub resume: Option<PathBuf>,
+    /// File for metrics, one JSON object a line [default: metrics.jsonl in the run's directory]
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+    /// Print the run's summary as one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx generate runs/austen-1 --prompt \"It is a truth\"
+  phalanx generate runs/austen-1 --prompt \"She\" --tokens 200 --temperature 0.8 --top-k 40 --seed 7
+  phalanx generate runs/austen-1 --prompt \"She\" --mesh pp=2    the same tokens from another layout")]
+pub struct GenerateArguments {
+    /// A run's directory, or one of its checkpoints
+    pub checkpoint: PathBuf,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: String,
+    /// Tokens to write at most
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub tokens: usize,
+    /// 0 always takes the likeliest token; higher is more surprising
+    #[arg(long, value_name = "T", default_value = "0", value_parser = non_negative)]
+    pub temperature: f64,
+    /// Draw from the K likeliest tokens only
+    #[arg(long, value_name = "K", value_parser = positive)]
+    pub top_k: Option<usize>,
+    /// Seed of the draws
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub seed: u64,
+    /// Layout to compute in [default: the one of the checkpoint's run]
+    #[arg(long, value_name = "MESH")]
+    pub mesh: Option<String>,
+    /// Print prompt and continuation as one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx explain examples/austen.toml
+  phalanx explain examples/austen.toml --mesh \"dp=2,tp=2;zero=3\" --program
+  phalanx explain examples/llama3-405b.toml --json | jq .per_rank[0]
+
+Opens no data file if model.vocab_size is set. Arenas are to the byte what `phalanx train` reserves.")]
+pub struct ExplainArguments {
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Ranks along each axis (dp, cp, tp, pp), replacing the file's mesh; other settings after a semicolon
+    #[arg(long, value_name = "MESH")]
+    pub mesh: Option<String>,
+    /// Add the instructions of each pipeline rank
+    #[arg(long)]
+    pub program: bool,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    F32,
+    F64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx parity examples/austen.toml                        the configuration's own layout
+  phalanx parity examples/austen.toml --mesh dp=2 --mesh \"dp=2,tp=2;zero=3;sequence=true\"
+  phalanx parity small.toml --all                            every mesh of 2, 4 and 8 ranks, settings pairwise
+
+Batches are synthetic: no data file is opened if model.vocab_size is set. Exits 1 if a layout is not within the
+tolerance, or if two ranks that should hold the same bits do not.")]
+pub struct ParityArguments {
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// A layout to compare, as `dp=2,tp=2;zero=3;num_microbatches=4`; may be repeated
+    #[arg(long = "mesh", value_name = "MESH")]
+    pub meshes: Vec<String>,
+    /// Compare every mesh of 2, 4 and 8 ranks that the model admits, with pairs of the other settings
+    #[arg(long)]
+    pub all: bool,
+    /// Largest world of --all
+    #[arg(long, value_name = "RANKS", default_value_t = 8)]
+    pub max_world: usize,
+    /// Steps to train
+    #[arg(long, value_name = "N", default_value = "3", value_parser = positive)]
+    pub steps: usize,
+    /// Number format to compute in
+    #[arg(long, value_name = "P", default_value = "f64")]
+    pub precision: Precision,
+    /// Largest error of losses and gradients; parameters may have 100 times that under Adam
+    #[arg(long, value_name = "T", default_value = "1e-10", value_parser = non_negative)]
+    pub tolerance: f64,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx schedule 1f1b --stages 4 --microbatches 8
+  phalanx schedule gpipe --stages 4 --microbatches 8 --times 1,1,1,0.2 --json
+  phalanx schedule 1f1b --stages 4 --microbatches 8 --csv schedule.csv
+  phalanx schedule --from-csv schedule.csv --times 2,2,1")]
+pub struct ScheduleArguments {
+    /// Its name: gpipe, 1f1b
+    #[arg(required_unless_present = "from_csv")]
+    pub name: Option<String>,
+    /// Pipeline ranks
+    #[arg(long, value_name = "P", required_unless_present = "from_csv")]
+    pub stages: Option<usize>,
+    /// Microbatches of a step
+    #[arg(long, value_name = "M", required_unless_present = "from_csv")]
+    pub microbatches: Option<usize>,
+    /// Stages on each pipeline rank
+    #[arg(long, value_name = "V", default_value_t = 1)]
+    pub chunks: usize,
+    /// Times of forward, backward for inputs, backward for weights, and of a transfer, on one stage
+    #[arg(long, value_name = "F,I,W[,COMM]", default_value = "1,1,1", value_parser = times)]
+    pub times: Times,
+    /// Write it as CSV: a line per rank, an action per cell
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Read it from such a file instead of making it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["stages", "microbatches"])]
+    pub from_csv: Option<PathBuf>,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  phalanx data prepare examples/austen.toml")]
+pub struct PrepareArguments {
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  phalanx tokenizer train a.txt b.txt --vocab 4096 --out tokenizer.json")]
+pub struct TokenizerArguments {
+    /// Text files
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    /// Tokens in the vocabulary, the 256 bytes and 2 special tokens included
+    #[arg(long, value_name = "N")]
+    pub vocab: usize,
+    /// Where to write it, in Hugging Face's `tokenizer.json` form
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("it must be a whole number of at least 1".to_owned()),
+    }
+}
+
+fn non_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
+        _ => Err("it must be a finite number of at least 0".to_owned()),
+    }
+}
+
+fn times(text: &str) -> Result<Times, String> {
+    let numbers = text.split(',').map(|part| non_negative(part.trim())).collect::<Result<Vec<_>, _>>();
+    match numbers.map_err(|why| format!("each time: {why}"))?[..] {
+        [forward, input, weight] => Ok(Times::new(forward, input, weight)),
+        [forward, input, weight, comm] => Ok(Times { forward, input, weight, comm }),
+        _ => Err("write three or four times, as in 1,1,1 or 1,1,1,0.2".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_are_read_or_refused() {
+        assert_eq!(times("1, 2,3,0.5"), Ok(Times { forward: 1.0, input: 2.0, weight: 3.0, comm: 0.5 }));
+        for text in ["1,2", "1,2,3,4,5", "1,nan,3", "1,-1,1", "", "inf,1,1"] {
+            assert!(times(text).is_err(), "{text}");
+        }
+        assert!(positive("0").is_err() && positive("-1").is_err() && positive("x").is_err());
+        assert_eq!(positive("3"), Ok(3));
+    }
+}

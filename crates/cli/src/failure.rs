@@ -1,0 +1,49 @@
+//! Exit codes and the one message of a failure.
+
+use std::process::ExitCode;
+
+use phalanx::TrainError;
+
+use crate::output;
+
+/// How a command that ran to its end ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Exit 0.
+    Success,
+    /// A check failed: exit 1.
+    CheckFailed,
+}
+
+/// Stdout's reader has gone, as `head` does: the end, but nobody's fault.
+#[derive(Debug)]
+pub struct ReaderGone;
+
+impl std::fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("nobody reads the output")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
+/// Prints a failure's message and gives the contract's exit code: 0 success, 1 a check failed, 2 the user's input or
+/// environment; 101, as for any panic, if a rank panicked, which is a bug.
+pub fn exit_code(result: anyhow::Result<Verdict>) -> ExitCode {
+    match result {
+        Ok(Verdict::Success) => ExitCode::SUCCESS,
+        Ok(Verdict::CheckFailed) => ExitCode::from(1),
+        Err(error) if error.is::<ReaderGone>() => ExitCode::SUCCESS,
+        Err(error) => {
+            // The contexts in front of their cause, on one line.
+            output::note(&format!("error: {error:#}"));
+            match error.downcast_ref::<TrainError>() {
+                Some(TrainError::Panicked { .. }) => {
+                    output::note("this is a bug in Phalanx: please report it with the lines above");
+                    ExitCode::from(101)
+                }
+                _ => ExitCode::from(2),
+            }
+        }
+    }
+}

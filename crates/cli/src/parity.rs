@@ -1,0 +1,62 @@
+//! `phalanx parity`: proves that layouts change nothing, or shows where they do.
+
+use phalanx::LayoutReport;
+
+use crate::arguments::{ParityArguments, Precision};
+use crate::failure::Verdict;
+use crate::output;
+
+pub fn run(arguments: &ParityArguments) -> anyhow::Result<Verdict> {
+    let precision = match arguments.precision {
+        Precision::F32 => "train.precision=f32",
+        Precision::F64 => "train.precision=f64",
+    };
+    let config = arguments.config.load(&[precision.to_owned()], None)?;
+    let mut layouts = arguments.meshes.clone();
+    if arguments.all {
+        layouts.extend(phalanx::all_layouts(&config, arguments.max_world)?);
+        layouts.dedup();
+    }
+    let total = layouts.len().max(1);
+    output::note(&format!("{total} layouts against one rank, {} steps each", arguments.steps));
+    let mut broken: Option<anyhow::Error> = None;
+    let mut observe = |report: &LayoutReport| {
+        let line = describe(report);
+        match arguments.json {
+            true => output::note(&line),
+            false => broken = broken.take().or(output::line(&line).err()),
+        }
+    };
+    let report = phalanx::compare(&config, &layouts, arguments.steps, arguments.tolerance, &mut observe)?;
+    if let Some(error) = broken {
+        return Err(error);
+    }
+    if arguments.json {
+        output::json(&report)?;
+    } else {
+        let agreeing = report.layouts.iter().filter(|l| l.ok).count();
+        output::line(&format!(
+            "{agreeing} of {total} layouts agree with one rank over {} steps (tolerance {:e} for losses and gradients, \
+             {:e} for parameters)",
+            report.steps, report.tolerance, report.parameter_tolerance
+        ))?;
+    }
+    Ok(if report.ok { Verdict::Success } else { Verdict::CheckFailed })
+}
+
+fn describe(report: &LayoutReport) -> String {
+    let verdict = if report.ok { "ok  " } else { "FAIL" };
+    let disagreements = match report.num_disagreements {
+        0 => String::new(),
+        n => format!(", {n} elements differ between ranks"),
+    };
+    format!(
+        "{verdict} {}: loss {:.1e}, gradients {:.1e} ({}), parameters {:.1e}{disagreements}, {:.1} s",
+        report.layout,
+        report.loss_error,
+        report.gradient_error,
+        if report.worst_gradient.is_empty() { "all equal" } else { &report.worst_gradient },
+        report.parameter_error,
+        report.seconds
+    )
+}

@@ -1,0 +1,61 @@
+//! `phalanx schedule`: makes, reads, draws and times a pipeline schedule.
+
+use std::fs;
+
+use anyhow::Context;
+use phalanx::schedule::{Schedule, generate};
+use serde::Serialize;
+
+use crate::arguments::ScheduleArguments;
+use crate::failure::Verdict;
+use crate::output;
+
+#[derive(Serialize)]
+struct Document {
+    name: String,
+    num_stages: usize,
+    num_microbatches: usize,
+    makespan: f64,
+    bubble: f64,
+    bubble_fraction: f64,
+    peak_live_chunks: Vec<usize>,
+    ranks: Vec<Vec<String>>,
+}
+
+pub fn run(arguments: &ScheduleArguments) -> anyhow::Result<Verdict> {
+    let schedule = schedule(arguments)?;
+    schedule.check()?;
+    let timeline = schedule.simulate(&arguments.times)?;
+    if let Some(path) = &arguments.csv {
+        fs::write(path, schedule.to_csv())
+            .with_context(|| format!("cannot write {}; give another file to --csv", path.display()))?;
+    }
+    if arguments.json {
+        let strings = |rank: &Vec<_>| rank.iter().map(ToString::to_string).collect();
+        output::json(&Document {
+            name: schedule.name.clone(),
+            num_stages: schedule.num_stages,
+            num_microbatches: schedule.num_microbatches,
+            makespan: timeline.makespan,
+            bubble: timeline.bubble,
+            bubble_fraction: timeline.bubble_fraction(),
+            peak_live_chunks: schedule.peak_live(),
+            ranks: schedule.ranks.iter().map(strings).collect(),
+        })?;
+    } else {
+        output::bytes(schedule.draw(&arguments.times)?.as_bytes())?;
+    }
+    Ok(Verdict::Success)
+}
+
+fn schedule(arguments: &ScheduleArguments) -> anyhow::Result<Schedule> {
+    let (Some(path), _) = (&arguments.from_csv, ()) else {
+        let name = arguments.name.as_deref().context("a schedule's name is missing; see `phalanx help schedule`")?;
+        let (stages, microbatches) = (arguments.stages.unwrap_or(0), arguments.microbatches.unwrap_or(0));
+        return Ok(generate(name, stages, microbatches, arguments.chunks)?);
+    };
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read {}; give a CSV file to --from-csv", path.display()))?;
+    let name = arguments.name.clone().unwrap_or_else(|| path.display().to_string());
+    Schedule::from_csv(&name, &text).with_context(|| path.display().to_string())
+}
