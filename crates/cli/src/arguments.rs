@@ -4,11 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use phalanx::Config;
-use phalanx::schedule::Times;
+use phalanx::schedule::{Times, generators};
 
 /// Trains Transformers in parallel: write the model once; a plan splits it across ranks; it trains the same.
 #[derive(Debug, Parser)]
-#[command(name = "phalanx", version, propagate_version = true, arg_required_else_help = true, after_help = "\
+#[command(
+    name = "phalanx",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "\
 Examples:
   phalanx train examples/austen.toml                     train on real text, 4 ranks
   phalanx train examples/austen.toml --mesh pp=2,tp=2    the same, split otherwise
@@ -16,7 +21,8 @@ Examples:
   phalanx parity examples/austen.toml --mesh dp=2,tp=2   prove that the split changes nothing
 
 Exit codes: 0 success; 1 a check failed; 2 the input or environment is wrong.
-`phalanx help COMMAND` has more, with examples.")]
+`phalanx help COMMAND` has more, with examples."
+)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -45,7 +51,9 @@ pub enum Command {
         command: TokenizerCommand,
     },
     /// Print completions for a shell
-    #[command(after_help = "Example:\n  phalanx completions bash > ~/.local/share/bash-completion/completions/phalanx")]
+    #[command(
+        after_help = "Example:\n  phalanx completions bash > ~/.local/share/bash-completion/completions/phalanx"
+    )]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -97,7 +105,7 @@ pub struct TrainArguments {
     #[arg(long, value_name = "MESH")]
     pub mesh: Option<String>,
     /// Steps to train in all, those of a resumed run included
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub steps: Option<u64>,
     /// Directory of the run [default: runs/NAME-N, a new one]
     #[arg(long, value_name = "DIR")]
@@ -126,16 +134,16 @@ pub struct GenerateArguments {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
     /// Tokens to write at most
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
     pub tokens: usize,
     /// 0 always takes the likeliest token; higher is more surprising
-    #[arg(long, value_name = "T", default_value = "0", value_parser = non_negative)]
+    #[arg(long, value_name = "T", default_value = "0", value_parser = non_negative, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Draw from the K likeliest tokens only
-    #[arg(long, value_name = "K", value_parser = positive)]
+    #[arg(long, value_name = "K", value_parser = positive, allow_negative_numbers = true)]
     pub top_k: Option<usize>,
     /// Seed of the draws
-    #[arg(long, value_name = "S", default_value_t = 1)]
+    #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true)]
     pub seed: u64,
     /// Layout to compute in [default: the one of the checkpoint's run]
     #[arg(long, value_name = "MESH")]
@@ -192,16 +200,16 @@ pub struct ParityArguments {
     #[arg(long)]
     pub all: bool,
     /// Largest world of --all
-    #[arg(long, value_name = "RANKS", default_value_t = 8)]
+    #[arg(long, value_name = "RANKS", default_value_t = 8, allow_negative_numbers = true)]
     pub max_world: usize,
     /// Steps to train
-    #[arg(long, value_name = "N", default_value = "3", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = positive, allow_negative_numbers = true)]
     pub steps: usize,
     /// Number format to compute in
     #[arg(long, value_name = "P", default_value = "f64")]
     pub precision: Precision,
     /// Largest error of losses and gradients; parameters may have 100 times that under Adam
-    #[arg(long, value_name = "T", default_value = "1e-10", value_parser = non_negative)]
+    #[arg(long, value_name = "T", default_value = "1e-10", value_parser = non_negative, allow_negative_numbers = true)]
     pub tolerance: f64,
     /// Print one JSON document on stdout
     #[arg(long)]
@@ -216,20 +224,19 @@ Examples:
   phalanx schedule 1f1b --stages 4 --microbatches 8 --csv schedule.csv
   phalanx schedule --from-csv schedule.csv --times 2,2,1")]
 pub struct ScheduleArguments {
-    /// Its name: gpipe, 1f1b
-    #[arg(required_unless_present = "from_csv")]
+    #[arg(required_unless_present = "from_csv", help = schedule_names())]
     pub name: Option<String>,
     /// Pipeline ranks
-    #[arg(long, value_name = "P", required_unless_present = "from_csv")]
+    #[arg(long, value_name = "P", required_unless_present = "from_csv", allow_negative_numbers = true)]
     pub stages: Option<usize>,
     /// Microbatches of a step
-    #[arg(long, value_name = "M", required_unless_present = "from_csv")]
+    #[arg(long, value_name = "M", required_unless_present = "from_csv", allow_negative_numbers = true)]
     pub microbatches: Option<usize>,
     /// Stages on each pipeline rank
-    #[arg(long, value_name = "V", default_value_t = 1)]
+    #[arg(long, value_name = "V", default_value_t = 1, allow_negative_numbers = true)]
     pub chunks: usize,
     /// Times of forward, backward for inputs, backward for weights, and of a transfer, on one stage
-    #[arg(long, value_name = "F,I,W[,COMM]", default_value = "1,1,1", value_parser = times)]
+    #[arg(long, value_name = "F,I,W[,COMM]", default_value = "1,1,1", value_parser = times, allow_hyphen_values = true)]
     pub times: Times,
     /// Write it as CSV: a line per rank, an action per cell
     #[arg(long, value_name = "FILE")]
@@ -259,7 +266,7 @@ pub struct TokenizerArguments {
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
     /// Tokens in the vocabulary, the 256 bytes and 2 special tokens included
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub vocab: usize,
     /// Where to write it, in Hugging Face's `tokenizer.json` form
     #[arg(long, value_name = "FILE")]
@@ -267,6 +274,11 @@ pub struct TokenizerArguments {
     /// Print one JSON document on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+fn schedule_names() -> String {
+    let names: Vec<&str> = generators().iter().map(|generator| generator.name).collect();
+    format!("Its name: {}", names.join(", "))
 }
 
 fn positive(text: &str) -> Result<usize, String> {

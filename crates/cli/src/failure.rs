@@ -35,8 +35,8 @@ pub fn exit_code(result: anyhow::Result<Verdict>) -> ExitCode {
         Ok(Verdict::CheckFailed) => ExitCode::from(1),
         Err(error) if error.is::<ReaderGone>() => ExitCode::SUCCESS,
         Err(error) => {
-            // The contexts in front of their cause, on one line.
-            output::note(&format!("error: {error:#}"));
+            // Messages name their causes themselves.
+            output::note(&format!("error: {error}"));
             match error.downcast_ref::<TrainError>() {
                 Some(TrainError::Panicked { .. }) => {
                     output::note("this is a bug in Phalanx: please report it with the lines above");

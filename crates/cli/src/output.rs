@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Write};
 
-use anyhow::Context;
+use anyhow::anyhow;
 use serde::Serialize;
 
 use crate::failure::ReaderGone;
@@ -13,7 +13,7 @@ pub fn bytes(bytes: &[u8]) -> anyhow::Result<()> {
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReaderGone.into()),
-        Err(error) => Err(error).context("cannot write to stdout; redirect it elsewhere"),
+        Err(error) => Err(anyhow!("cannot write to stdout: {error}; redirect it elsewhere")),
     }
 }
 
@@ -24,7 +24,7 @@ pub fn line(text: &str) -> anyhow::Result<()> {
 
 /// Writes one JSON document to stdout.
 pub fn json(document: &impl Serialize) -> anyhow::Result<()> {
-    line(&serde_json::to_string_pretty(document).context("cannot write the result as JSON")?)
+    line(&serde_json::to_string_pretty(document)?)
 }
 
 /// Writes a line to stderr; if nobody listens there, nobody hears it.

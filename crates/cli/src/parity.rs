@@ -18,10 +18,12 @@ pub fn run(arguments: &ParityArguments) -> anyhow::Result<Verdict> {
         layouts.dedup();
     }
     let total = layouts.len().max(1);
-    output::note(&format!("{total} layouts against one rank, {} steps each", arguments.steps));
+    let number = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let mut done = 0;
     let mut broken: Option<anyhow::Error> = None;
     let mut observe = |report: &LayoutReport| {
-        let line = describe(report);
+        done += 1;
+        let line = format!("{done}/{total} {}", describe(report));
         match arguments.json {
             true => output::note(&line),
             false => broken = broken.take().or(output::line(&line).err()),
@@ -36,9 +38,12 @@ pub fn run(arguments: &ParityArguments) -> anyhow::Result<Verdict> {
     } else {
         let agreeing = report.layouts.iter().filter(|l| l.ok).count();
         output::line(&format!(
-            "{agreeing} of {total} layouts agree with one rank over {} steps (tolerance {:e} for losses and gradients, \
-             {:e} for parameters)",
-            report.steps, report.tolerance, report.parameter_tolerance
+            "{agreeing} of {} agreed with one rank over {} (tolerance {:e} for losses and gradients, {:.0e} for \
+             parameters)",
+            number(total, "layout"),
+            number(report.steps, "step"),
+            report.tolerance,
+            report.parameter_tolerance
         ))?;
     }
     Ok(if report.ok { Verdict::Success } else { Verdict::CheckFailed })

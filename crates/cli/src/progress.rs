@@ -31,7 +31,8 @@ struct State {
 impl Progress {
     /// On stderr.
     pub fn new() -> Progress {
-        let state = State { bar: None, first_step: 1, steps: 0, started: Instant::now(), tokens_per_second: 0.0 };
+        let state =
+            State { bar: None, first_step: 1, steps: 0, started: Instant::now(), tokens_per_second: 0.0 };
         Progress { on_terminal: std::io::stderr().is_terminal(), state: Mutex::new(state) }
     }
 
@@ -74,7 +75,8 @@ impl Progress {
             prepared.run_dir.display(),
             prepared.seconds
         ));
-        (state.first_step, state.steps, state.started) = (prepared.first_step, prepared.steps, Instant::now());
+        (state.first_step, state.steps, state.started) =
+            (prepared.first_step, prepared.steps, Instant::now());
         if self.on_terminal {
             let bar = ProgressBar::with_draw_target(Some(prepared.steps), ProgressDrawTarget::stderr());
             let template = "{bar:30.cyan/blue} {pos}/{len} {msg}";
@@ -111,7 +113,11 @@ impl State {
         match &self.bar {
             Some(bar) => {
                 bar.set_position(step.step);
-                bar.set_message(format!("loss {:.4}, {speed:.0} tokens/s, {} left", step.loss, duration(left)));
+                bar.set_message(format!(
+                    "loss {:.4}, {speed:.0} tokens/s, {} left",
+                    step.loss,
+                    duration(left)
+                ));
             }
             None if is_first || step.step == self.steps || step.step.is_multiple_of(interval(self.steps)) => {
                 output::note(&format!(

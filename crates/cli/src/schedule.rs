@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use phalanx::schedule::{Schedule, generate};
 use serde::Serialize;
 
@@ -28,7 +28,7 @@ pub fn run(arguments: &ScheduleArguments) -> anyhow::Result<Verdict> {
     let timeline = schedule.simulate(&arguments.times)?;
     if let Some(path) = &arguments.csv {
         fs::write(path, schedule.to_csv())
-            .with_context(|| format!("cannot write {}; give another file to --csv", path.display()))?;
+            .map_err(|e| anyhow!("cannot write {}: {e}; give another file to --csv", path.display()))?;
     }
     if arguments.json {
         let strings = |rank: &Vec<_>| rank.iter().map(ToString::to_string).collect();
@@ -49,13 +49,13 @@ pub fn run(arguments: &ScheduleArguments) -> anyhow::Result<Verdict> {
 }
 
 fn schedule(arguments: &ScheduleArguments) -> anyhow::Result<Schedule> {
-    let (Some(path), _) = (&arguments.from_csv, ()) else {
-        let name = arguments.name.as_deref().context("a schedule's name is missing; see `phalanx help schedule`")?;
+    let Some(path) = &arguments.from_csv else {
+        let name = arguments.name.as_deref().unwrap_or_default();
         let (stages, microbatches) = (arguments.stages.unwrap_or(0), arguments.microbatches.unwrap_or(0));
         return Ok(generate(name, stages, microbatches, arguments.chunks)?);
     };
     let text = fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}; give a CSV file to --from-csv", path.display()))?;
+        .map_err(|e| anyhow!("cannot read {}: {e}; give a CSV file to --from-csv", path.display()))?;
     let name = arguments.name.clone().unwrap_or_else(|| path.display().to_string());
-    Schedule::from_csv(&name, &text).with_context(|| path.display().to_string())
+    Schedule::from_csv(&name, &text).map_err(|e| anyhow!("{}: {e}", path.display()))
 }

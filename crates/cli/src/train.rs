@@ -31,27 +31,43 @@ pub fn run(arguments: &TrainArguments) -> anyhow::Result<Verdict> {
 }
 
 fn describe(summary: &Summary) -> String {
-    let mut lines = vec![format!("trained in {}; loss of the last step {:.4}", duration(summary.seconds), summary.last_loss)];
+    let mut lines = vec![format!(
+        "trained in {}; loss of the last step {:.4}",
+        duration(summary.seconds),
+        summary.last_loss
+    )];
     if let Some(validation) = &summary.validation {
         let mut line = format!("held-out text: {:.4} bits per byte", validation.bits_per_byte);
         if let (Some(unigram), Some(bigram)) = (summary.unigram_bits_per_byte, summary.bigram_bits_per_byte) {
-            line.push_str(&format!(" (unigram model {unigram:.3}, bigram model {bigram:.3}; less is better)"));
+            line.push_str(&format!(
+                " (unigram model {unigram:.3}, bigram model {bigram:.3}; less is better)"
+            ));
         }
         lines.push(line);
     }
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let peak = summary.peak_resident_bytes.map_or(String::new(), |b| format!("; process at most {:.1} MiB", mib(b)));
+    let peak =
+        summary.peak_resident_bytes.map_or(String::new(), |b| format!("; process at most {:.1} MiB", mib(b)));
     lines.push(format!("memory: arenas {:.1} MiB{peak}", mib(summary.arena_bytes_total)));
     if let Some(sample) = &summary.sample {
         lines.push("sample:".to_owned());
-        lines.extend(sample.trim_end().lines().map(|line| format!("  | {line}")));
+        lines.extend(sample.trim_end().lines().map(|line| format!("  | {}", harmless(line))));
     }
     if let Some(checkpoint) = &summary.checkpoint {
         lines.push(format!("checkpoint: {}", checkpoint.display()));
         lines.push("continue a text with it:".to_owned());
-        lines.push(format!("  {} generate {} --prompt \"She was\"", quoted(&this_program()), quoted(checkpoint)));
+        lines.push(format!(
+            "  {} generate {} --prompt \"She was\"",
+            quoted(&this_program()),
+            quoted(checkpoint)
+        ));
     }
     lines.join("\n") + "\n"
+}
+
+/// Text that cannot steer a terminal, whatever a young model writes.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// The command as it was called, so that the hint works where this one did.
@@ -63,12 +79,21 @@ fn this_program() -> PathBuf {
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,=@".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn samples_cannot_steer_a_terminal() {
+        assert_eq!(harmless("a\tb\x1b[31m\u{9b}c"), "a\tb\u{fffd}[31m\u{fffd}c");
+    }
 
     #[test]
     fn paths_are_quoted_where_a_shell_needs_it() {

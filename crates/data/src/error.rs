@@ -14,7 +14,7 @@ pub enum DataError {
     #[error("no text files are given: set `[data] text` to a list of files")]
     NoFiles,
     /// A path does not exist.
-    #[error("{}: no such file: check the path; relative paths start at the working directory", path.display())]
+    #[error("{}: no such file: check the path; in a configuration, relative paths start at its folder", path.display())]
     MissingFile {
         /// The path as given.
         path: PathBuf,

@@ -284,7 +284,13 @@ impl Graph {
     }
 
     /// Adds a node; results have the given dims and types.
-    pub fn push(&mut self, op: Op, name: String, inputs: &[ValueId], results: &[(&[Dim], ValueType)]) -> NodeId {
+    pub fn push(
+        &mut self,
+        op: Op,
+        name: String,
+        inputs: &[ValueId],
+        results: &[(&[Dim], ValueType)],
+    ) -> NodeId {
         let id = self.insert(op, name, inputs, results);
         self.order.push(id);
         id
@@ -355,7 +361,12 @@ impl Graph {
     /// A state tensor; leaves are unique by name, so asking twice gives the same value.
     pub fn declare_state(&mut self, state: State, dims: &[Dim]) -> ValueId {
         if let Some(value) = self.states.get(&state.name) {
-            assert_eq!(self.value(*value).dims, dims, "state `{}` declared twice with different dims", state.name);
+            assert_eq!(
+                self.value(*value).dims,
+                dims,
+                "state `{}` declared twice with different dims",
+                state.name
+            );
             return *value;
         }
         let name = state.name.clone();
@@ -393,7 +404,10 @@ impl Graph {
         assert_eq!(inner(&da), inner(&db), "`{name}`: operands are summed over different dims");
         for x in [&da, &db] {
             let (r, i) = (rows(x), inner(x));
-            assert!([&r[..], &i[..]].concat() == **x || [&i[..], &r[..]].concat() == **x, "`{name}`: dims interleave");
+            assert!(
+                [&r[..], &i[..]].concat() == **x || [&i[..], &r[..]].concat() == **x,
+                "`{name}`: dims interleave"
+            );
         }
         self.float(Op::Contract, name, &inputs, dims)
     }
@@ -462,7 +476,8 @@ impl Graph {
         let key = self.path(name);
         let op = Op::Attention { causal, scale, dropout, key: key.clone() };
         let statistics = &dims[..dims.len() - 1];
-        let node = self.push(op, key, &[q, k, v], &[(&dims, ValueType::Float), (statistics, ValueType::Float)]);
+        let node =
+            self.push(op, key, &[q, k, v], &[(&dims, ValueType::Float), (statistics, ValueType::Float)]);
         self.node(node).outputs[0]
     }
 

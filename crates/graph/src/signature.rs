@@ -62,10 +62,13 @@ impl Signature {
         let in_every_result = |d: &Dim| results.iter().all(|r| r.contains(d));
         let last = |v: usize| operands[v].last().copied();
         let whole: Vec<Dim> = match op {
-            Op::Norm { .. } | Op::NormBackwardInput { .. } | Op::NormBackwardWeight { .. } | Op::Rotary { .. } => {
-                last(0).into_iter().collect()
+            Op::Norm { .. }
+            | Op::NormBackwardInput { .. }
+            | Op::NormBackwardWeight { .. }
+            | Op::Rotary { .. } => last(0).into_iter().collect(),
+            Op::Attention { .. } | Op::AttentionBackward { .. } => {
+                [operands[1].get(1).copied(), last(0)].into_iter().flatten().collect()
             }
-            Op::Attention { .. } | Op::AttentionBackward { .. } => [operands[1].get(1).copied(), last(0)].into_iter().flatten().collect(),
             Op::Rename { from, to } => vec![*from, *to],
             Op::ClipScale { .. } | Op::Stack | Op::Share => all.clone(),
             _ => vec![],

@@ -18,13 +18,20 @@ pub struct Cotangents {
 /// Writes the backward of `value` (with cotangent `seed`) with respect to the state tensors in `leaves`.
 ///
 /// Only what the leaves need is written: a frozen parameter costs no W, and layers before the first leaf no I.
-/// Cotangents of a value with several uses are added where the later use is, so that a pipeline sends one message.
+/// Cotangents of a value with several uses are added in the place of a use, never of the maker, so that a pipeline
+/// sends one message.
 ///
 /// # Errors
 /// [`GraphError::NoDerivative`] if an operation in between has none.
-pub fn vjp(graph: &mut Graph, value: ValueId, seed: ValueId, leaves: &[ValueId]) -> Result<Cotangents, GraphError> {
+pub fn vjp(
+    graph: &mut Graph,
+    value: ValueId,
+    seed: ValueId,
+    leaves: &[ValueId],
+) -> Result<Cotangents, GraphError> {
     let needed = depends_on(graph, leaves);
-    let mut cotangents = Cotangents { leaves: leaves.iter().map(|l| (*l, vec![])).collect(), ..Default::default() };
+    let mut cotangents =
+        Cotangents { leaves: leaves.iter().map(|l| (*l, vec![])).collect(), ..Default::default() };
     cotangents.values.insert(value, seed);
     let forward: Vec<NodeId> = graph.order().iter().rev().copied().collect();
     for id in forward {
@@ -32,7 +39,8 @@ pub fn vjp(graph: &mut Graph, value: ValueId, seed: ValueId, leaves: &[ValueId])
         if node.role != Role::Forward || !node.outputs.iter().any(|v| cotangents.values.contains_key(v)) {
             continue;
         }
-        let d_first = node.outputs.iter().find_map(|v| cotangents.values.get(v)).copied().expect("checked above");
+        let d_first =
+            node.outputs.iter().find_map(|v| cotangents.values.get(v)).copied().expect("checked above");
         let d_outputs: Vec<Option<ValueId>> =
             node.outputs.iter().map(|v| cotangents.values.get(v).copied()).collect();
         graph.set_place(node.place);

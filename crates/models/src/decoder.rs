@@ -186,7 +186,14 @@ impl Decoder {
     }
 
     /// Logits of normalised activations `[.., embed]`, with dims `dims` (ending in the vocabulary).
-    pub(crate) fn logits(&self, g: &mut Graph, d: &Dims, x: ValueId, table: ValueId, dims: &[Dim]) -> ValueId {
+    pub(crate) fn logits(
+        &self,
+        g: &mut Graph,
+        d: &Dims,
+        x: ValueId,
+        table: ValueId,
+        dims: &[Dim],
+    ) -> ValueId {
         g.scoped("head", |g| {
             let weight = if self.tied {
                 table

@@ -55,8 +55,12 @@ impl Optimizer {
         let mut statistics = vec![loss, num_tokens];
         for (name, parameter, gradient, _) in &parameters {
             g.set_place(Place::Holders(*parameter));
-            let node =
-                g.push(Op::SumSquares, format!("{name}.sum_squares"), &[*gradient], &[(&[], ValueType::Float)]);
+            let node = g.push(
+                Op::SumSquares,
+                format!("{name}.sum_squares"),
+                &[*gradient],
+                &[(&[], ValueType::Float)],
+            );
             statistics.push(g.node(node).outputs[0]);
         }
         let statistics = stack(g, &statistics);

@@ -57,7 +57,9 @@
 
 pub use ::train::TrainError;
 pub use ::train::config::{Config, ConfigError};
-pub use ::train::explain::{Communication, Explanation, ParameterPlacement, RankBytes, StageListing, explain, listing};
+pub use ::train::explain::{
+    Communication, Explanation, ParameterPlacement, RankBytes, StageListing, explain, listing,
+};
 pub use ::train::generate::{GenerateOptions, generate};
 pub use ::train::parity_report::{LayoutReport, ParityReport, all_layouts, compare};
 pub use ::train::prepare::{DataReport, prepare};

@@ -84,7 +84,9 @@ fn classify(program: &mut Program) {
         }
         let stage = program.blocks[*blocks.first().expect("touched")].stage;
         buffer.class = match stage {
-            Some(stage) if blocks.iter().all(|b| program.blocks[*b].stage == Some(stage)) => Class::Slot(stage),
+            Some(stage) if blocks.iter().all(|b| program.blocks[*b].stage == Some(stage)) => {
+                Class::Slot(stage)
+            }
             _ => Class::Step,
         };
     }
@@ -93,7 +95,8 @@ fn classify(program: &mut Program) {
 /// Step buffers that microbatches add into, gradients among them.
 fn accumulators(program: &Program) -> BTreeSet<BufferId> {
     let storage = |b: &BufferId| program.buffers[b.index()].storage;
-    let microbatch_blocks = program.blocks.iter().filter(|b| !matches!(b.phase, Phase::Begin | Phase::Update));
+    let microbatch_blocks =
+        program.blocks.iter().filter(|b| !matches!(b.phase, Phase::Begin | Phase::Update));
     microbatch_blocks
         .flat_map(|b| &b.instructions)
         .flat_map(|i| i.uses().1)

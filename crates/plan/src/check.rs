@@ -52,7 +52,9 @@ pub fn check_world(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
             let Some(block) = program.block(Some(action.stage), Phase::of(action.kind)) else { continue };
             for instruction in &block.instructions {
                 let (list, key, id) = match instruction {
-                    Instruction::Send { input, to, tag } => (&mut sent, (here, *to, *tag, action.microbatch), *input),
+                    Instruction::Send { input, to, tag } => {
+                        (&mut sent, (here, *to, *tag, action.microbatch), *input)
+                    }
                     Instruction::Recv { output, from, tag } => {
                         (&mut received, (*from, here, *tag, action.microbatch), *output)
                     }
@@ -68,7 +70,10 @@ pub fn check_world(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
     };
     for (key, value) in &sent {
         if received.get(key) != Some(value) {
-            return fail(key.0, format!("value {} of microbatch {} is not received by {}", key.2, key.3, key.1));
+            return fail(
+                key.0,
+                format!("value {} of microbatch {} is not received by {}", key.2, key.3, key.1),
+            );
         }
     }
     if let Some(key) = received.keys().find(|k| !sent.contains_key(*k)) {
@@ -106,7 +111,10 @@ fn collectives_across_stages(plan: &Plan, programs: &[Program]) -> Result<(), Pl
                 pipeline_rank: other.pipeline_rank,
                 block: "collectives".to_owned(),
                 index: 0,
-                problem: format!("group {key} starts other collectives than pipeline rank {}", members[0].pipeline_rank),
+                problem: format!(
+                    "group {key} starts other collectives than pipeline rank {}",
+                    members[0].pipeline_rank
+                ),
             });
         }
     }
@@ -128,7 +136,7 @@ type Problem = Result<(), String>;
 impl Checker<'_> {
     fn block(&mut self, block: &Block) -> Result<(), PlanError> {
         let mut waiting: BTreeMap<usize, (BufferId, Layout)> = BTreeMap::new();
-        let mut in_flight: BTreeSet<BufferId> = BTreeSet::new();
+        let mut in_flight: BTreeMap<BufferId, usize> = BTreeMap::new();
         for (index, instruction) in block.instructions.iter().enumerate() {
             let fail = |problem: String| PlanError::Program {
                 pipeline_rank: self.program.pipeline_rank,
@@ -138,12 +146,11 @@ impl Checker<'_> {
             };
             let (reads, writes) = instruction.uses();
             for id in reads.iter().chain(&writes) {
-                if in_flight.contains(&self.storage(*id)) {
+                if in_flight.contains_key(&self.storage(*id)) {
                     return Err(fail(format!("`{}` is in flight", self.program.buffer(*id).name)));
                 }
                 let layout = self.program.buffer(*id).layout;
-                if block.phase == Phase::Update && layout.get(Axis::Mb) != Placement::Whole
-                {
+                if block.phase == Phase::Update && layout.get(Axis::Mb) != Placement::Whole {
                     return Err(fail(format!("`{}` belongs to a microbatch", self.program.buffer(*id).name)));
                 }
             }
@@ -156,17 +163,14 @@ impl Checker<'_> {
                         self.moved(*input, *output);
                     }
                     waiting.insert(*ticket, (*output, layout));
-                    in_flight.extend(reads.iter().chain(&writes).map(|b| self.storage(*b)));
+                    in_flight.extend(reads.iter().chain(&writes).map(|b| (self.storage(*b), *ticket)));
                 }
                 Instruction::Wait { ticket } => {
                     let done = waiting.remove(ticket);
                     let (output, layout) =
                         done.ok_or_else(|| fail(format!("ticket {ticket} was not started in this block")))?;
                     self.content.insert(self.storage(output), layout);
-                    in_flight.clear();
-                    for (buffer, _) in waiting.values() {
-                        in_flight.insert(self.storage(*buffer));
-                    }
+                    in_flight.retain(|_, t| t != ticket);
                 }
                 _ => self.instruction(instruction).map_err(fail)?,
             }
@@ -237,13 +241,17 @@ impl Checker<'_> {
             I::Slice { input, output, axis, .. } => {
                 self.readable(*input)?;
                 let whole = self.layout(*output).with(*axis, Placement::Whole);
-                if self.layout(*input) != whole || !matches!(self.layout(*output).get(*axis), Placement::Shard(_)) {
+                if self.layout(*input) != whole
+                    || !matches!(self.layout(*output).get(*axis), Placement::Shard(_))
+                {
                     return Err("a slice turns Whole into Shard along its axis".to_owned());
                 }
                 self.write(*output);
                 self.moved(*input, *output);
             }
-            I::Pack { input, output, .. } | I::Unpack { input, output, .. } | I::Copy { from: input, into: output } => {
+            I::Pack { input, output, .. }
+            | I::Unpack { input, output, .. }
+            | I::Copy { from: input, into: output } => {
                 self.readable(*input)?;
                 if self.layout(*input) != self.layout(*output) {
                     return Err("a copy keeps the layout".to_owned());
@@ -263,7 +271,9 @@ impl Checker<'_> {
             I::Store { from, into, .. } => {
                 self.readable(*from)?;
                 let whole = self.layout(*from).with(Axis::Mb, Placement::Whole);
-                if whole != self.layout(*into) || !matches!(self.layout(*from).get(Axis::Mb), Placement::Shard(_)) {
+                if whole != self.layout(*into)
+                    || !matches!(self.layout(*from).get(Axis::Mb), Placement::Shard(_))
+                {
                     return Err("only shards over microbatches are stored side by side".to_owned());
                 }
                 self.write(*into);
@@ -305,14 +315,18 @@ impl Checker<'_> {
                 p => p,
             };
             let explained = |choice: &Explanation| {
-                operands.iter().enumerate().all(|(i, b)| place(b) == choice.operand(&signature, i, operand_dims[i]))
+                operands
+                    .iter()
+                    .enumerate()
+                    .all(|(i, b)| place(b) == choice.operand(&signature, i, operand_dims[i]))
                     && outputs
                         .iter()
                         .enumerate()
                         .all(|(i, b)| result_place(b) == choice.result(&signature, result_dims[i]))
             };
             let dims = signature.indices.iter().map(|(d, _)| *d).chain(signature.flat.map(|_| Dim::FLAT));
-            let splits = dims.filter(|d| signature.kind(*d) != Some(IndexKind::Whole)).map(Explanation::Split);
+            let splits =
+                dims.filter(|d| signature.kind(*d) != Some(IndexKind::Whole)).map(Explanation::Split);
             let passes = (0..signature.linear.len()).map(Explanation::Pass);
             if !std::iter::once(Explanation::Whole).chain(splits).chain(passes).any(|c| explained(&c)) {
                 let layouts: Vec<String> =
@@ -348,7 +362,9 @@ impl Checker<'_> {
         };
         let key = self.program.groups.get(*group).ok_or("the group does not exist")?.clone();
         let after = self.layout(*output);
-        if let (Collective::AllReduce(reduce), GroupKey { pipeline_ranks: Some(holders), .. }) = (collective, &key) {
+        if let (Collective::AllReduce(reduce), GroupKey { pipeline_ranks: Some(holders), .. }) =
+            (collective, &key)
+        {
             self.readable(*input)?;
             if *reduce != Reduce::Sum || self.tied.insert(self.storage(*output), holders.clone()).is_some() {
                 return Err("a tied gradient is summed over its holders once".to_owned());
@@ -404,7 +420,9 @@ impl Explanation {
             Explanation::Split(dim) if dims.contains(dim) || (*dim == Dim::FLAT && !dims.is_empty()) => {
                 Placement::Shard(*dim)
             }
-            Explanation::Pass(set) if signature.linear[*set].contains(&position) => Placement::Partial(Reduce::Sum),
+            Explanation::Pass(set) if signature.linear[*set].contains(&position) => {
+                Placement::Partial(Reduce::Sum)
+            }
             _ => Placement::Whole,
         }
     }

@@ -8,8 +8,7 @@ use mesh::Axis;
 pub enum PlanError {
     /// A dim whose elements cannot be padded does not divide over an axis.
     #[error(
-        "`{dim}` has size {size}, which mesh axis {axis} = {ranks} cannot split evenly; choose {axis} among the \
-         divisors of {size}"
+        "`{dim}` has size {size}, which mesh axis {axis} = {ranks} cannot split evenly; choose {axis} among {choices}"
     )]
     CannotSplit {
         /// Name of the dim, as the configuration has it.
@@ -18,8 +17,10 @@ pub enum PlanError {
         size: usize,
         /// The axis, as the configuration has it.
         axis: Axis,
-        /// Extent of the axis.
+        /// Extent of the axis, as the configuration has it.
         ranks: usize,
+        /// Extents that would do.
+        choices: String,
     },
     /// An axis larger than what it splits.
     #[error("mesh axis {axis} = {ranks} is larger than `{dim}` = {size}: some ranks would hold only padding")]
@@ -34,7 +35,9 @@ pub enum PlanError {
         ranks: usize,
     },
     /// No dim of the model can be split by the axis.
-    #[error("mesh axis {axis} = {ranks}, but this model has nothing that {axis} can split; leave {axis} at 1")]
+    #[error(
+        "mesh axis {axis} = {ranks}, but this model has nothing that {axis} can split; leave {axis} at 1"
+    )]
     NothingToSplit {
         /// The axis.
         axis: Axis,

@@ -44,7 +44,12 @@ impl Operand {
 }
 
 /// Placement of an operand or result with `dims` under a choice on one axis; `None` if the choice is illegal for it.
-pub(crate) fn operand_target(choice: Choice, signature: &Signature, position: usize, dims: &[Dim]) -> Placement<Dim> {
+pub(crate) fn operand_target(
+    choice: Choice,
+    signature: &Signature,
+    position: usize,
+    dims: &[Dim],
+) -> Placement<Dim> {
     match choice {
         Choice::Whole => Placement::Whole,
         Choice::Split(dim) if has(dims, dim) => Placement::Shard(dim),
@@ -91,7 +96,8 @@ pub(crate) fn legal(
             if target.is_partial() { operand.placement == target } else { reachable(operand, target) }
         })
     };
-    let candidates = signature.indices.iter().map(|(d, k)| (*d, *k)).chain(signature.flat.map(|k| (Dim::FLAT, k)));
+    let candidates =
+        signature.indices.iter().map(|(d, k)| (*d, *k)).chain(signature.flat.map(|k| (Dim::FLAT, k)));
     for (dim, kind) in candidates {
         let splittable = kind != IndexKind::Whole && plan.may_split(axis, dim);
         let in_update = dim != Dim::FLAT || node.role == Role::Update;
@@ -100,7 +106,8 @@ pub(crate) fn legal(
         }
     }
     for (set, members) in signature.linear.iter().enumerate() {
-        let others_owe = operands.iter().enumerate().any(|(i, o)| o.placement.is_partial() && !members.contains(&i));
+        let others_owe =
+            operands.iter().enumerate().any(|(i, o)| o.placement.is_partial() && !members.contains(&i));
         if !others_owe && !members.is_empty() && fits(Choice::Pass(set)) {
             choices.push(Choice::Pass(set));
         }
@@ -147,7 +154,8 @@ pub(crate) fn preferred(
         _ => None,
     };
     let some_split = splits().find(|d| reduced(*d) && operands.iter().any(|o| split_on(*d, o)));
-    let order = if signature.prefers_home { [home, all_split, some_split] } else { [all_split, home, some_split] };
+    let order =
+        if signature.prefers_home { [home, all_split, some_split] } else { [all_split, home, some_split] };
     let split = order.into_iter().flatten().next().map(Choice::Split);
     // On the microbatch axis there may be a single legal choice, whatever the preference.
     split.or_else(|| choices.contains(&Choice::Whole).then_some(Choice::Whole)).unwrap_or(choices[0])

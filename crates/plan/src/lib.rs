@@ -24,5 +24,6 @@ pub use legal::{Choice, Chooser};
 pub use lower::lower;
 pub use plan::{Parallel, Plan, StateHome};
 pub use program::{
-    Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Phase, Program, ProgramMemory, SlotRegion,
+    Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Phase, Program, ProgramMemory,
+    SlotRegion,
 };

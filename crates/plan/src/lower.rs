@@ -71,7 +71,13 @@ pub(crate) struct Lowering<'a> {
 }
 
 impl<'a> Lowering<'a> {
-    fn new(graph: &'a Graph, plan: &'a Plan, pipeline_rank: usize, chooser: Chooser, observe: bool) -> Lowering<'a> {
+    fn new(
+        graph: &'a Graph,
+        plan: &'a Plan,
+        pipeline_rank: usize,
+        chooser: Chooser,
+        observe: bool,
+    ) -> Lowering<'a> {
         let mut consumers: HashMap<ValueId, Vec<NodeId>> = HashMap::new();
         for id in graph.order() {
             for value in &graph.node(*id).inputs {
@@ -241,11 +247,11 @@ impl<'a> Lowering<'a> {
             let owes = version.layout.get(axis).is_partial() && !target.get(axis).is_partial();
             if owes { layout.with(axis, self.plan.home(axis, &dims)) } else { layout }
         });
-        let uses = self.consumers.get(&value).map_or(0, Vec::len);
+        let may_overwrite = !self.read_while_owed(value);
         let from = match self.memo.get(&(block, value, resolved)) {
             Some(buffer) => Version { layout: resolved, buffer: *buffer },
             None if resolved != version.layout => {
-                let home = self.redistribute(block, value, version, resolved, uses <= 1);
+                let home = self.redistribute(block, value, version, resolved, may_overwrite);
                 self.memo.insert((block, value, resolved), home.buffer);
                 home
             }
@@ -254,6 +260,16 @@ impl<'a> Lowering<'a> {
         let to = self.redistribute(block, value, from, target, false);
         self.memo.insert((block, value, target), to.buffer);
         to.buffer
+    }
+
+    /// Whether, beside the reader that wants what is owed paid, another may want it as it is.
+    fn read_while_owed(&self, value: ValueId) -> bool {
+        let readers = self.consumers.get(&value).map_or(&[][..], Vec::as_slice);
+        let passes_on = |id: &NodeId| match self.chooser {
+            Chooser::Policy => matches!(self.graph.node(*id).op, Op::Add | Op::Rename { .. } | Op::Stack),
+            Chooser::Random(_) => true,
+        };
+        readers.len() > 1 && readers.iter().any(passes_on)
     }
 
     fn materialise(&mut self, block: usize, value: ValueId, layout: Layout) -> BufferId {
@@ -323,11 +339,15 @@ impl<'a> Lowering<'a> {
         if let Op::Rename { .. } = node.op {
             let same = self.buffers[outputs[0].index()].storage == self.buffers[operands[0].index()].storage;
             let copy = Instruction::Copy { from: operands[0], into: outputs[0] };
-            return if same { } else { self.emit(block, copy) };
+            return if same {
+            } else {
+                self.emit(block, copy)
+            };
         }
         let (op, name) = (node.op.clone(), node.name.clone());
         let operands = operands.into_iter().enumerate();
-        let inputs = operands.filter(|(i, _)| !in_place.iter().any(|(_, o)| o == i)).map(|(_, b)| b).collect();
+        let inputs =
+            operands.filter(|(i, _)| !in_place.iter().any(|(_, o)| o == i)).map(|(_, b)| b).collect();
         self.emit(block, Instruction::Compute { op, inputs, outputs, accumulate: false, name });
     }
 
@@ -342,14 +362,22 @@ impl<'a> Lowering<'a> {
             let placement = if source {
                 Placement::Whole
             } else {
-                self.version(*value, node.role).expect("operands are made before they are read").layout.get(axis)
+                self.version(*value, node.role)
+                    .expect("operands are made before they are read")
+                    .layout
+                    .get(axis)
             };
             operands.push(Operand { dims, placement, source });
         }
         // Where an operand owes a sum and cannot pass it on, it will be at home when it is read.
+        // If every operand can be made anywhere, each rank makes its part at home.
+        let all_sources = operands.iter().all(|o| o.source);
         let at_home: Vec<Operand> = operands
             .iter()
             .map(|o| match o.placement {
+                _ if all_sources => {
+                    Operand { placement: self.plan.home(axis, &o.dims), source: false, dims: o.dims.clone() }
+                }
                 Placement::Partial(_) if axis != Axis::Mb => {
                     Operand { placement: self.plan.home(axis, &o.dims), ..o.clone() }
                 }
@@ -409,9 +437,9 @@ impl<'a> Lowering<'a> {
             memory: Default::default(),
         };
         let moment = |name: &str| {
-            self.graph.state(name).is_some_and(|v| {
-                matches!(&self.graph.producer(v).op, Op::State(s) if s.kind == StateKind::Moment)
-            })
+            self.graph.state(name).is_some_and(
+                |v| matches!(&self.graph.producer(v).op, Op::State(s) if s.kind == StateKind::Moment),
+            )
         };
         crate::addresses::assign(&mut program, &slots.num_slots, moment);
         program

@@ -157,8 +157,13 @@ fn live_temporaries_and_stored_buffers_never_overlap() {
         for program in programs(&graph, &parallel, &Chooser::Policy).1 {
             let memory = program.memory;
             assert_eq!(memory.arena_bytes(), program.state_bytes + program.workspace_bytes());
-            let roots: Vec<_> =
-                program.buffers.iter().enumerate().filter(|(i, b)| b.storage.index() == *i).map(|(_, b)| b).collect();
+            let roots: Vec<_> = program
+                .buffers
+                .iter()
+                .enumerate()
+                .filter(|(i, b)| b.storage.index() == *i)
+                .map(|(_, b)| b)
+                .collect();
             for (i, a) in roots.iter().enumerate() {
                 for b in roots[..i].iter().filter(|b| b.class == a.class && a.class != crate::Class::Temp) {
                     assert!(a.offset + a.bytes() <= b.offset || b.offset + b.bytes() <= a.offset);
@@ -174,7 +179,7 @@ fn what_cannot_be_split_is_named() {
     let one = Parallel::default();
     let cases = [
         (Parallel { tp: 3, ..one.clone() }, "tp = 3"),
-        (Parallel { tp: 16, ..one.clone() }, "num_heads / num_kv_heads"),
+        (Parallel { tp: 16, ..one.clone() }, "choose tp among 1, 2, 4, 8"),
         (Parallel { pp: 8, ..one.clone() }, "model.num_layers = 7"),
         (Parallel { ep: 2, ..one.clone() }, "nothing that ep can split"),
         (Parallel { cp: 32, ..one.clone() }, "`seq` = 16"),

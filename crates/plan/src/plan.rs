@@ -256,7 +256,11 @@ impl Plan {
 fn check_range(parallel: &Parallel) -> Result<(), PlanError> {
     if parallel.zero > 3 {
         let remedy = "ZeRO has stages 0, 1, 2 and 3".to_owned();
-        return Err(PlanError::Unsupported { key: "parallel.zero", value: parallel.zero.to_string(), remedy });
+        return Err(PlanError::Unsupported {
+            key: "parallel.zero",
+            value: parallel.zero.to_string(),
+            remedy,
+        });
     }
     for (key, value) in
         [("parallel.num_microbatches", parallel.num_microbatches), ("parallel.chunks", parallel.chunks)]
@@ -270,16 +274,28 @@ fn check_range(parallel: &Parallel) -> Result<(), PlanError> {
 }
 
 /// `tp = outer x inner`: the outer factor splits key-value heads, the inner one the query heads that share one.
-fn factor_tensor(tp: usize, kv_heads: Option<usize>, group: Option<usize>) -> Result<(usize, usize), PlanError> {
+fn factor_tensor(
+    tp: usize,
+    kv_heads: Option<usize>,
+    group: Option<usize>,
+) -> Result<(usize, usize), PlanError> {
     let (Some(kv_heads), Some(group)) = (kv_heads, group) else { return Ok((tp, 1)) };
-    let outer = gcd(tp, kv_heads);
-    let inner = tp / outer;
-    if !group.is_multiple_of(inner) {
-        let dim = if group == 1 { "num_heads" } else { "num_heads / num_kv_heads" };
-        let (size, ranks) = if group == 1 { (kv_heads, tp) } else { (group, inner) };
-        return Err(PlanError::CannotSplit { dim: dim.to_owned(), size, axis: Axis::Tp, ranks });
-    }
-    Ok((outer, inner))
+    let factors = |tp: usize| {
+        let outer = gcd(tp, kv_heads);
+        group.is_multiple_of(tp / outer).then_some((outer, tp / outer))
+    };
+    factors(tp).ok_or_else(|| {
+        let size = kv_heads * group;
+        let choices: Vec<String> =
+            (1..=size).filter(|n| factors(*n).is_some()).map(|n| n.to_string()).collect();
+        PlanError::CannotSplit {
+            dim: "num_heads".to_owned(),
+            size,
+            axis: Axis::Tp,
+            ranks: tp,
+            choices: choices.join(", "),
+        }
+    })
 }
 
 fn gcd(a: usize, b: usize) -> usize {
@@ -346,9 +362,6 @@ fn check_axis(
     }
     for dim in dims {
         let info = graph.dim_info(*dim);
-        if ["kv_heads", "group"].contains(&info.name.as_str()) && !info.size.is_multiple_of(ranks) {
-            return Err(PlanError::CannotSplit { dim: info.name.clone(), size: info.size, axis, ranks });
-        }
         let ranks = match axis {
             Axis::Tp | Axis::TpInner => parallel.tp,
             _ => ranks,

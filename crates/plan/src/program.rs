@@ -79,7 +79,7 @@ pub enum Collective {
     AllToAll,
 }
 
-/// A set of ranks: all that differ from a rank only along `axes`, or only along pp within `stages`.
+/// A set of ranks: all that differ from a rank only along `axes`, or only along pp within `pipeline_ranks`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupKey {
     /// Axes in space.
@@ -267,12 +267,13 @@ impl Instruction {
                 reads.extend(op.in_place().iter().map(|(result, _)| outputs[*result]));
                 (reads, outputs.clone())
             }
-            I::Load { output, .. } | I::Scalar { output, .. } | I::Fill { output, .. } | I::Recv { output, .. } => {
-                (vec![], vec![*output])
-            }
-            I::Slice { input, output, .. } | I::Pack { input, output, .. } | I::Unpack { input, output, .. } => {
-                (vec![*input], vec![*output])
-            }
+            I::Load { output, .. }
+            | I::Scalar { output, .. }
+            | I::Fill { output, .. }
+            | I::Recv { output, .. } => (vec![], vec![*output]),
+            I::Slice { input, output, .. }
+            | I::Pack { input, output, .. }
+            | I::Unpack { input, output, .. } => (vec![*input], vec![*output]),
             I::Start { input, output, .. } => (vec![*input], vec![*output]),
             I::Wait { .. } => (vec![], vec![]),
             I::Send { input, .. } => (vec![*input], vec![]),
@@ -438,7 +439,8 @@ impl Program {
             Class::State => buffer.offset,
             Class::Step => steps + buffer.offset,
             Class::Slot(stage) => {
-                let region = self.slots.iter().find(|s| s.stage == stage).expect("a stage with slots has a region");
+                let region =
+                    self.slots.iter().find(|s| s.stage == stage).expect("a stage with slots has a region");
                 slots + region.offset + slot * region.slot_bytes + buffer.offset
             }
             Class::Temp => temps + buffer.offset,

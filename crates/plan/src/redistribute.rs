@@ -28,7 +28,14 @@ impl Lowering<'_> {
         at
     }
 
-    fn one_move(&mut self, block: usize, value: ValueId, at: Version, target: Layout, may_overwrite: bool) -> Version {
+    fn one_move(
+        &mut self,
+        block: usize,
+        value: ValueId,
+        at: Version,
+        target: Layout,
+        may_overwrite: bool,
+    ) -> Version {
         let owed: Vec<(Axis, Placement<Dim>, Placement<Dim>)> = Axis::SPACE
             .into_iter()
             .map(|a| (a, at.layout.get(a), target.get(a)))
@@ -117,7 +124,15 @@ impl Lowering<'_> {
         Version { layout, buffer: output }
     }
 
-    fn exchange(&mut self, block: usize, value: ValueId, at: Version, axis: Axis, old: Dim, new: Dim) -> Version {
+    fn exchange(
+        &mut self,
+        block: usize,
+        value: ValueId,
+        at: Version,
+        axis: Axis,
+        old: Dim,
+        new: Dim,
+    ) -> Version {
         let dims = self.buffer_dims(at.buffer);
         // Cut the new dim, exchange pieces, join the old dim.
         let cut = self.plan.geometry_beside(&dims, &at.layout, axis, new);
@@ -158,7 +173,10 @@ impl Lowering<'_> {
         let count = self.buffers[buffer.index()].len;
         let (group, ticket) = (self.group(key), self.ticket());
         let collective = Collective::AllReduce(reduce);
-        self.emit(block, Instruction::Start { collective, input: buffer, output: buffer, count, group, ticket });
+        self.emit(
+            block,
+            Instruction::Start { collective, input: buffer, output: buffer, count, group, ticket },
+        );
         self.emit(block, Instruction::Wait { ticket });
     }
 

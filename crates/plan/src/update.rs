@@ -39,9 +39,9 @@ impl Lowering<'_> {
         } else {
             self.compute(block, node, &uses);
         }
-        let home = Axis::SPACE.into_iter().fold(Layout::WHOLE, |l, a| {
-            l.with(a, self.plan.state_home(a, &dims, StateHome::Optimizer))
-        });
+        let home = Axis::SPACE
+            .into_iter()
+            .fold(Layout::WHOLE, |l, a| l.with(a, self.plan.state_home(a, &dims, StateHome::Optimizer)));
         let mut version = self.canonical[&result];
         if version.layout != home {
             version = self.redistribute(block, result, version, home, true);

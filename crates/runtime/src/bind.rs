@@ -20,9 +20,11 @@ pub(crate) struct Binder<'a> {
 pub fn scratch_bytes(plan: &Plan, program: &Program) -> usize {
     let binder = Binder { plan, coord: Coord::default() };
     let computes = program.blocks.iter().flat_map(|b| &b.instructions).filter_map(|i| match i {
-        Instruction::Compute { op: op @ (Op::Attention { .. } | Op::AttentionBackward { .. }), inputs, .. } => {
-            Some((op, inputs))
-        }
+        Instruction::Compute {
+            op: op @ (Op::Attention { .. } | Op::AttentionBackward { .. }),
+            inputs,
+            ..
+        } => Some((op, inputs)),
         _ => None,
     });
     let elements = computes.map(|(op, inputs)| {
@@ -37,13 +39,22 @@ impl Binder<'_> {
     pub fn kernel(&self, op: &Op, operands: &[&Buffer], results: &[&Buffer], accumulate: bool) -> Kernel {
         let last = |b: &Buffer| self.shape(b).last().copied().unwrap_or(1);
         match op {
-            Op::Input | Op::Scalar | Op::State(_) | Op::Fill(_) | Op::Stack | Op::Share | Op::Rename { .. } => {
+            Op::Input
+            | Op::Scalar
+            | Op::State(_)
+            | Op::Fill(_)
+            | Op::Stack
+            | Op::Share
+            | Op::Rename { .. } => {
                 unreachable!("{} is not computed", op.name())
             }
-            Op::Embedding => Kernel::Embedding { width: last(operands[0]), local_row: self.local_row(operands[0], 0) },
-            Op::EmbeddingBackward => {
-                Kernel::EmbeddingBackward { width: last(results[0]), local_row: self.local_row(results[0], 0) }
+            Op::Embedding => {
+                Kernel::Embedding { width: last(operands[0]), local_row: self.local_row(operands[0], 0) }
             }
+            Op::EmbeddingBackward => Kernel::EmbeddingBackward {
+                width: last(results[0]),
+                local_row: self.local_row(results[0], 0),
+            },
             Op::Contract => self.contract(operands[0], operands[1], results[0], accumulate),
             Op::Add => Kernel::Add,
             Op::Sum => {
@@ -54,7 +65,11 @@ impl Binder<'_> {
                 let weights = self.shape(operands[1]);
                 let reduced = weights.last().copied().unwrap_or(1);
                 let outer: usize = weights[..weights.len() - 1].iter().product();
-                Kernel::WeightedSum { outer, reduced, inner: self.shape(operands[0])[weights.len()..].iter().product() }
+                Kernel::WeightedSum {
+                    outer,
+                    reduced,
+                    inner: self.shape(operands[0])[weights.len()..].iter().product(),
+                }
             }
             Op::Norm { kind, eps } => Kernel::Norm { kind: norm_kind(*kind), eps: *eps },
             Op::NormBackwardInput { kind, eps } => {
@@ -179,7 +194,8 @@ impl Binder<'_> {
     }
 
     fn attention(&self, op: &Op, operands: &[&Buffer]) -> Attention {
-        let (Op::Attention { causal, scale, dropout, key } | Op::AttentionBackward { causal, scale, dropout, key }) = op
+        let (Op::Attention { causal, scale, dropout, key }
+        | Op::AttentionBackward { causal, scale, dropout, key }) = op
         else {
             unreachable!("called for attention")
         };

@@ -5,21 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use arrayvec::ArrayVec;
 use comm::{Communicator, Pending};
 use graph::{Graph, Op};
-use kernels::Float;
-use memory::{Arena, DType, Plain, Region, RegionMut, Span};
+use memory::{Arena, DType, Region, RegionMut, Span};
 use mesh::{Axis, AxisSet, Coord, Tile};
 use plan::{Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Phase, Plan, Program};
 
 use crate::batch::{Batch, Destination};
 use crate::bind::{Binder, scratch_bytes};
+use crate::call::Call;
 use crate::error::RuntimeError;
-use crate::kernel::{Kernel, Operands};
+use crate::kernel::Kernel;
 use crate::{groups, init};
-
-/// Most operands of one operation (a sum of gradients of uses, attention's backward).
-const MAX_OPERANDS: usize = 12;
-/// Most results of one operation.
-const MAX_RESULTS: usize = 4;
 
 /// Puts something between a rank and a group, for tests and measurements.
 pub type WrapGroup<'a> = dyn Fn(&GroupKey, Box<dyn Communicator>) -> Box<dyn Communicator> + 'a;
@@ -57,7 +52,8 @@ pub struct RankMemory {
 impl RankMemory {
     /// What a run of these programs of one pipeline rank reserves, without reserving it. The first has all states.
     pub fn of(programs: &[(&Plan, &Program)]) -> RankMemory {
-        let max = |f: &dyn Fn(&Plan, &Program) -> usize| programs.iter().map(|(l, p)| f(l, p)).max().unwrap_or(0);
+        let max =
+            |f: &dyn Fn(&Plan, &Program) -> usize| programs.iter().map(|(l, p)| f(l, p)).max().unwrap_or(0);
         RankMemory {
             state_bytes: programs.first().map_or(0, |(_, p)| p.state_bytes),
             workspace_bytes: max(&|_, p| p.workspace_bytes()),
@@ -86,9 +82,9 @@ pub struct StateView<'a> {
     pub is_first_holder: bool,
 }
 
-struct Bound {
-    plan: Plan,
-    program: Program,
+pub(crate) struct Bound {
+    pub(crate) plan: Plan,
+    pub(crate) program: Program,
     blocks: Vec<Vec<Prepared>>,
     /// Communicators by the program's group numbers.
     groups: Vec<GroupKey>,
@@ -99,16 +95,17 @@ enum Prepared {
     Kernel(Kernel),
     /// A tile per microbatch.
     Load(Vec<Tile>),
-    Nothing,
+    /// The type of what is moved.
+    Move(DType),
 }
 
 /// One rank, ready to run.
 pub struct Executor {
     world: Box<dyn Communicator>,
     groups: BTreeMap<GroupKey, Box<dyn Communicator>>,
-    coord: Coord,
-    arena: Arena,
-    scratch: Span,
+    pub(crate) coord: Coord,
+    pub(crate) arena: Arena,
+    pub(crate) scratch: Span,
     programs: Vec<Bound>,
     threads: usize,
 }
@@ -129,8 +126,7 @@ impl Executor {
         let coord = mesh.coord(world.rank());
         let memory = RankMemory::of(&programs.iter().map(|(l, p)| (l, p)).collect::<Vec<_>>());
         let arena = Arena::reserve(memory.arena_bytes().max(64))?;
-        let scratch =
-            Span { offset: memory.state_bytes + memory.workspace_bytes, len: memory.scratch_bytes };
+        let scratch = Span { offset: memory.state_bytes + memory.workspace_bytes, len: memory.scratch_bytes };
         let first = programs[0].1.clone();
         let mut bound = Vec::new();
         for (plan, mut program) in programs {
@@ -365,7 +361,8 @@ impl Executor {
                     in_flight.push((*ticket, pending));
                 }
                 Instruction::Wait { ticket } => {
-                    let at = in_flight.iter().position(|(t, _)| t == ticket).expect("checked: it was started");
+                    let at =
+                        in_flight.iter().position(|(t, _)| t == ticket).expect("checked: it was started");
                     in_flight.remove(at).1.wait()?;
                 }
                 Instruction::Send { input, to, tag } => {
@@ -378,14 +375,11 @@ impl Executor {
                     let data = self.write(bound, *output, slot)?;
                     self.world.recv(data, from, message(program, *tag, microbatch))?.wait()?;
                 }
-                _ => {
-                    let of = |id: &BufferId| bound.program.buffer(*id).dtype;
-                    match instruction.uses().1.first().map_or(float, of) {
-                        DType::I32 => self.mover::<i32>(bound, instruction, slot, microbatch)?,
-                        DType::F64 => self.mover::<f64>(bound, instruction, slot, microbatch)?,
-                        _ => self.mover::<f32>(bound, instruction, slot, microbatch)?,
-                    }
-                }
+                _ => match prepared {
+                    Prepared::Move(DType::I32) => self.mover::<i32>(bound, instruction, slot, microbatch)?,
+                    Prepared::Move(DType::F64) => self.mover::<f64>(bound, instruction, slot, microbatch)?,
+                    _ => self.mover::<f32>(bound, instruction, slot, microbatch)?,
+                },
             }
         }
         Ok(())
@@ -406,16 +400,21 @@ impl Executor {
         }
     }
 
-    fn piece_span(&self, bound: &Bound, id: BufferId, slot: usize, elements: usize) -> Span {
+    pub(crate) fn piece_span(&self, bound: &Bound, id: BufferId, slot: usize, elements: usize) -> Span {
         let span = self.exact_span(bound, id, slot);
         Span { len: elements * bound.program.buffer(id).dtype.size_bytes(), ..span }
     }
 
-    fn read(&self, bound: &Bound, id: BufferId, slot: usize) -> Result<Region<'_>, RuntimeError> {
+    pub(crate) fn read(&self, bound: &Bound, id: BufferId, slot: usize) -> Result<Region<'_>, RuntimeError> {
         Ok(self.arena.read(self.exact_span(bound, id, slot))?)
     }
 
-    fn write(&self, bound: &Bound, id: BufferId, slot: usize) -> Result<RegionMut<'_>, RuntimeError> {
+    pub(crate) fn write(
+        &self,
+        bound: &Bound,
+        id: BufferId,
+        slot: usize,
+    ) -> Result<RegionMut<'_>, RuntimeError> {
         Ok(self.arena.write(self.exact_span(bound, id, slot))?)
     }
 
@@ -454,125 +453,6 @@ impl Executor {
             Collective::AllToAll => group.all_to_all(send(n)?, recv(n)?)?,
         })
     }
-
-    /// Instructions that move elements within the rank.
-    fn mover<T: Plain + Accumulate>(
-        &self,
-        bound: &Bound,
-        instruction: &Instruction,
-        slot: usize,
-        microbatch: usize,
-    ) -> Result<(), RuntimeError> {
-        match instruction {
-            Instruction::Slice { input, output, axis, outer, n, inner } => {
-                let piece = self.coord.get(*axis);
-                let source = self.arena.read(self.piece_span(bound, *input, slot, outer * n * inner))?;
-                let mut target = self.arena.write(self.piece_span(bound, *output, slot, outer * inner))?;
-                let (source, target) = (source.as_slice::<T>(), target.as_mut_slice::<T>());
-                for row in 0..*outer {
-                    let from = (row * n + piece) * inner;
-                    target[row * inner..(row + 1) * inner].copy_from_slice(&source[from..from + inner]);
-                }
-            }
-            Instruction::Pack { input, output, outer, n, inner } => {
-                let source = self.read(bound, *input, slot)?;
-                let mut target = self.write(bound, *output, slot)?;
-                kernels::pack(source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
-            }
-            Instruction::Unpack { input, output, outer, n, inner } => {
-                let source = self.read(bound, *input, slot)?;
-                let mut target = self.write(bound, *output, slot)?;
-                kernels::unpack(source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
-            }
-            Instruction::Accumulate { from, into } => {
-                let source = self.read(bound, *from, slot)?;
-                let mut target = self.write(bound, *into, slot)?;
-                T::accumulate(source.as_slice(), target.as_mut_slice());
-            }
-            Instruction::Store { from, into, outer, n, inner } => {
-                let source = self.read(bound, *from, slot)?;
-                let mut target = self.write(bound, *into, slot)?;
-                let (source, target) = (source.as_slice::<T>(), target.as_mut_slice::<T>());
-                for row in 0..*outer {
-                    let to = (row * n + microbatch) * inner;
-                    target[to..to + inner].copy_from_slice(&source[row * inner..(row + 1) * inner]);
-                }
-            }
-            Instruction::Entry { from, into, index, owners } => {
-                if owners.iter().all(|axis| self.coord.get(axis) == 0) {
-                    let source = self.read(bound, *from, slot)?;
-                    self.write(bound, *into, slot)?.as_mut_slice::<T>()[*index] = source.as_slice::<T>()[0];
-                }
-            }
-            Instruction::Copy { from, into } => {
-                let source = self.read(bound, *from, slot)?;
-                self.write(bound, *into, slot)?.as_mut_slice::<T>().copy_from_slice(source.as_slice());
-            }
-            _ => unreachable!("not a move"),
-        }
-        Ok(())
-    }
-}
-
-/// Addition of slices, for the types that accumulate over microbatches.
-trait Accumulate {
-    fn accumulate(from: &[Self], into: &mut [Self])
-    where
-        Self: Sized;
-}
-
-impl Accumulate for f32 {
-    fn accumulate(from: &[f32], into: &mut [f32]) {
-        kernels::accumulate(from, into);
-    }
-}
-
-impl Accumulate for f64 {
-    fn accumulate(from: &[f64], into: &mut [f64]) {
-        kernels::accumulate(from, into);
-    }
-}
-
-impl Accumulate for i32 {
-    fn accumulate(from: &[i32], into: &mut [i32]) {
-        into.iter_mut().zip(from).for_each(|(to, x)| *to += *x);
-    }
-}
-
-/// One kernel call: checks regions out of the arena and hands them over.
-struct Call<'a> {
-    executor: &'a Executor,
-    bound: &'a Bound,
-    slot: usize,
-    microbatch: usize,
-    context: StepContext,
-    inputs: &'a [BufferId],
-    outputs: &'a [BufferId],
-}
-
-impl Call<'_> {
-    fn run<T: Float + Plain>(&self, kernel: &Kernel) -> Result<(), RuntimeError> {
-        let mut regions: ArrayVec<Region<'_>, MAX_OPERANDS> = ArrayVec::new();
-        let mut ints: Option<Region<'_>> = None;
-        for id in self.inputs {
-            let region = self.executor.read(self.bound, *id, self.slot)?;
-            match self.bound.program.buffer(*id).dtype {
-                DType::I32 => ints = Some(region),
-                _ => regions.push(region),
-            }
-        }
-        let mut targets: ArrayVec<RegionMut<'_>, MAX_RESULTS> = ArrayVec::new();
-        for id in self.outputs {
-            targets.push(self.executor.write(self.bound, *id, self.slot)?);
-        }
-        let floats: ArrayVec<&[T], MAX_OPERANDS> = regions.iter().map(|r| r.as_slice()).collect();
-        let mut results: ArrayVec<&mut [T], MAX_RESULTS> =
-            targets.iter_mut().map(|r| r.as_mut_slice()).collect();
-        let operands = Operands { floats: &floats, ints: ints.as_ref().map_or(&[][..], |r| r.as_slice()) };
-        let mut scratch = self.executor.arena.write(self.executor.scratch)?;
-        kernel.run(&self.context, self.microbatch, &operands, &mut results, scratch.as_mut_slice());
-        Ok(())
-    }
 }
 
 fn operation(reduce: mesh::Reduce) -> comm::Reduce {
@@ -591,7 +471,11 @@ fn programs_tiles<'a>(plan: &'a Plan, coord: &'a Coord) -> impl Fn(&Buffer) -> T
 }
 
 /// Gives the states of `program` the addresses that they have in `first`.
-fn share_states(first: &Program, tile: &impl Fn(&Buffer) -> Tile, program: &mut Program) -> Result<(), RuntimeError> {
+fn share_states(
+    first: &Program,
+    tile: &impl Fn(&Buffer) -> Tile,
+    program: &mut Program,
+) -> Result<(), RuntimeError> {
     for (name, id) in program.states.clone() {
         let shared = first.states.iter().find(|(n, _)| *n == name).map(|(_, b)| first.buffer(*b));
         let own = program.buffer(id).clone();
@@ -624,7 +508,10 @@ fn bind(plan: Plan, program: Program, coord: Coord) -> Bound {
                     .collect();
                 Prepared::Load(tiles)
             }
-            _ => Prepared::Nothing,
+            _ => {
+                let written = instruction.uses().1.first().map(|id| program.buffer(*id).dtype);
+                Prepared::Move(written.unwrap_or(plan.float))
+            }
         };
         blocks.push(block.instructions.iter().map(prepare).collect());
     }

@@ -40,16 +40,51 @@ pub(crate) struct AttentionKeys {
 /// An operation, bound.
 #[derive(Debug)]
 pub(crate) enum Kernel {
-    Embedding { width: usize, local_row: Arc<[u32]> },
-    EmbeddingBackward { width: usize, local_row: Arc<[u32]> },
-    Gemm { m: usize, n: usize, k: usize, trans_a: bool, trans_b: bool, accumulate: bool },
+    Embedding {
+        width: usize,
+        local_row: Arc<[u32]>,
+    },
+    EmbeddingBackward {
+        width: usize,
+        local_row: Arc<[u32]>,
+    },
+    Gemm {
+        m: usize,
+        n: usize,
+        k: usize,
+        trans_a: bool,
+        trans_b: bool,
+        accumulate: bool,
+    },
     Add,
-    Sum { outer: usize, reduced: usize, inner: usize },
-    WeightedSum { outer: usize, reduced: usize, inner: usize },
-    Norm { kind: NormKind, eps: f64 },
-    NormBackwardInput { kind: NormKind, eps: f64 },
-    NormBackwardWeight { kind: NormKind, eps: f64 },
-    Rotary { heads: usize, head_dim: usize, theta: f64, inverse: bool },
+    Sum {
+        outer: usize,
+        reduced: usize,
+        inner: usize,
+    },
+    WeightedSum {
+        outer: usize,
+        reduced: usize,
+        inner: usize,
+    },
+    Norm {
+        kind: NormKind,
+        eps: f64,
+    },
+    NormBackwardInput {
+        kind: NormKind,
+        eps: f64,
+    },
+    NormBackwardWeight {
+        kind: NormKind,
+        eps: f64,
+    },
+    Rotary {
+        heads: usize,
+        head_dim: usize,
+        theta: f64,
+        inverse: bool,
+    },
     Attention(Attention),
     AttentionBackward(Attention),
     Gelu,
@@ -57,16 +92,48 @@ pub(crate) enum Kernel {
     SwiGlu,
     SwiGluBackward,
     /// `outer`: for each outer dim, one table per microbatch.
-    Dropout { p: f64, key: NamedKey, outer: Vec<Vec<Arc<[u32]>>>, sizes: Vec<usize>, inner: Arc<[u32]> },
-    RowMax { index: Arc<[u32]>, size: usize },
-    SumExp { index: Arc<[u32]>, size: usize, local_row: Arc<[u32]> },
-    SumExpBackward { index: Arc<[u32]>, size: usize, local_row: Arc<[u32]> },
+    Dropout {
+        p: f64,
+        key: NamedKey,
+        outer: Vec<Vec<Arc<[u32]>>>,
+        sizes: Vec<usize>,
+        inner: Arc<[u32]>,
+    },
+    RowMax {
+        index: Arc<[u32]>,
+        size: usize,
+    },
+    SumExp {
+        index: Arc<[u32]>,
+        size: usize,
+        local_row: Arc<[u32]>,
+    },
+    SumExpBackward {
+        index: Arc<[u32]>,
+        size: usize,
+        local_row: Arc<[u32]>,
+    },
     TokenLoss,
     TokenLossBackward,
-    SumSquares { len: usize },
-    ClipScale { max_norm: f64 },
-    Adam { betas: [f64; 2], eps: f64, weight_decay: f64, decoupled: bool, len: usize },
-    Sgd { momentum: f64, nesterov: bool, weight_decay: f64, len: usize },
+    SumSquares {
+        len: usize,
+    },
+    ClipScale {
+        max_norm: f64,
+    },
+    Adam {
+        betas: [f64; 2],
+        eps: f64,
+        weight_decay: f64,
+        decoupled: bool,
+        len: usize,
+    },
+    Sgd {
+        momentum: f64,
+        nesterov: bool,
+        weight_decay: f64,
+        len: usize,
+    },
 }
 
 /// Operands of a kernel: floats, and at most one integer tensor.
@@ -178,7 +245,14 @@ impl Kernel {
                     l2: !decoupled,
                 };
                 let n = *len;
-                kernels::adam_in_place(&adam, scale[0], &mut p[..n], &g[..n], &mut first[..n], &mut second[..n]);
+                kernels::adam_in_place(
+                    &adam,
+                    scale[0],
+                    &mut p[..n],
+                    &g[..n],
+                    &mut first[..n],
+                    &mut second[..n],
+                );
             }
             Kernel::Sgd { momentum, nesterov, weight_decay, len } => {
                 let [p, velocity] = results else { unreachable!("two results") };
@@ -230,7 +304,7 @@ fn global_row(row: usize, outer: &[Vec<Arc<[u32]>>], sizes: &[usize], microbatch
 fn clip<T: Float>(max_norm: f64, statistics: &[T]) -> (T, T) {
     let tokens = statistics[1].to_f64();
     if tokens == 0.0 {
-        return (T::ZERO, T::ZERO); // nothing was unmasked: no gradient, no step
+        return (T::ZERO, T::ZERO); // nothing was unmasked: the gradient is zero (moments and weights still decay)
     }
     let squares: f64 = statistics[2..].iter().map(|s| s.to_f64()).sum();
     let norm = squares.sqrt() / tokens;

@@ -8,11 +8,13 @@
 
 mod batch;
 mod bind;
+mod call;
 mod error;
 mod executor;
 mod groups;
 mod init;
 mod kernel;
+mod moves;
 mod tables;
 
 pub use batch::{Batch, Destination};

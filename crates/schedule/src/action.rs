@@ -79,6 +79,11 @@ impl Action {
     pub fn backward(stage: usize, microbatch: usize) -> Action {
         Action::new(Kind::Backward, stage, microbatch)
     }
+
+    /// A number for each action of a schedule, dense from 0.
+    pub(crate) fn place(self, num_microbatches: usize) -> usize {
+        (self.stage * num_microbatches + self.microbatch) * Kind::ALL.len() + self.kind.index()
+    }
 }
 
 /// PyTorch's form, stage first: `2F0`, `1I3`, `0W3`, `0B7`.

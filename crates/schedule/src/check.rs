@@ -10,7 +10,7 @@ impl Schedule {
     /// Each (stage, microbatch) has one `F` and either one `B` or one `I` and one `W`, on the rank
     /// that holds the stage; or no action at all is a backward (evaluation). An action follows
     /// what it needs; each stage's weight gradients accumulate in microbatch order; program order and
-    /// data edges have no cycle.
+    /// data edges have no cycle; overlapped pairs are a forward and a backward.
     ///
     /// # Errors
     /// The first fault found.
@@ -18,7 +18,39 @@ impl Schedule {
         self.check_shape()?;
         self.check_actions()?;
         self.check_rank_order()?;
+        self.check_overlaps()?;
         Edges::new(self).order().map(|_| ()).map_err(|cycle| ScheduleError::Cycle { cycle })
+    }
+
+    /// Checks that no rank ever holds more than `cap` live chunks and that none is left at the end.
+    ///
+    /// # Errors
+    /// The first rank that holds more, with the action at which it does; a chunk without a backward.
+    pub fn check_memory(&self, cap: usize) -> Result<(), ScheduleError> {
+        self.check_shape()?;
+        let mut last = vec![None; self.num_stages * self.num_microbatches];
+        for action in self.ranks.iter().flatten() {
+            last[action.stage * self.num_microbatches + action.microbatch] = Some(*action);
+        }
+        let has_backward = self.has_backward();
+        for (rank, actions) in self.ranks.iter().enumerate() {
+            let mut live = 0;
+            for &action in actions {
+                live += usize::from(action.kind == Kind::Forward);
+                if live > cap {
+                    return Err(ScheduleError::OverCap { rank, action, live, cap });
+                }
+                let end = last[action.stage * self.num_microbatches + action.microbatch] == Some(action);
+                if end && action.kind == Kind::Forward && has_backward {
+                    return Err(ScheduleError::Missing {
+                        action: Action { kind: Kind::Backward, ..action },
+                        rank,
+                    });
+                }
+                live = live.saturating_sub(usize::from(end));
+            }
+        }
+        Ok(())
     }
 
     /// Lengths, placements and the bounds of each action: enough to index by them.
@@ -92,24 +124,51 @@ impl Schedule {
 
     /// What one rank's list alone shows: needs on the same rank first, weights in microbatch order.
     fn check_rank_order(&self) -> Result<(), ScheduleError> {
+        const ABSENT: usize = usize::MAX;
+        let place = |action: Action| action.place(self.num_microbatches);
+        let mut positions = vec![ABSENT; self.num_stages * self.num_microbatches * Kind::ALL.len()];
+        for actions in &self.ranks {
+            for (position, &action) in actions.iter().enumerate() {
+                positions[place(action)] = position;
+            }
+        }
+        let mut last_weight: Vec<Option<Action>> = vec![None; self.num_stages];
         for (rank, actions) in self.ranks.iter().enumerate() {
-            let mut done = std::collections::HashSet::with_capacity(actions.len());
-            let here: std::collections::HashSet<Action> = actions.iter().copied().collect();
-            let mut last_weight = std::collections::HashMap::new();
-            for &action in actions {
+            for (position, &action) in actions.iter().enumerate() {
                 for earlier in needs(action, self.num_stages) {
-                    if here.contains(&earlier) && !done.contains(&earlier) {
+                    let found = positions[place(earlier)];
+                    if self.placement[earlier.stage] == rank && found != ABSENT && found > position {
                         return Err(ScheduleError::Order { rank, later: action, earlier });
                     }
                 }
-                done.insert(action);
                 if matches!(action.kind, Kind::Backward | Kind::BackwardWeight)
-                    && let Some(later) = last_weight.insert(action.stage, action)
+                    && let Some(later) = last_weight[action.stage].replace(action)
                     && later.microbatch > action.microbatch
                 {
                     return Err(ScheduleError::WeightOrder { rank, later, earlier: action });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Each overlapped pair is an `F` with the backward of another chunk, and no action is in two pairs.
+    fn check_overlaps(&self) -> Result<(), ScheduleError> {
+        let mut free_from = (0, 0);
+        for &(rank, position) in &self.overlaps {
+            let actions = self.ranks.get(rank).map_or(&[][..], |actions| actions);
+            let pair = (actions.get(position), actions.get(position.saturating_add(1)));
+            let fits = |first: &Action, second: &Action| {
+                first.kind == Kind::Forward
+                    && matches!(second.kind, Kind::Backward | Kind::BackwardInput)
+                    && (first.stage, first.microbatch) != (second.stage, second.microbatch)
+            };
+            if !matches!(pair, (Some(first), Some(second)) if fits(first, second))
+                || (rank, position) < free_from
+            {
+                return Err(ScheduleError::Overlap { rank, position });
+            }
+            free_from = (rank, position + 2);
         }
         Ok(())
     }

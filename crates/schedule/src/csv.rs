@@ -1,15 +1,53 @@
-//! Schedules as CSV in PyTorch's form: one line per pipeline rank, one action per cell. Compute
-//! actions only; lowered actions (`SEND_F` and the like) are refused as no actions.
+//! Schedules as CSV in PyTorch's form: one line per pipeline rank, one action per cell. Compute actions
+//! only: lowered ones (`1SEND_F0`, `0REDUCE_GRAD`) are read over, as lowering puts them where they belong.
 
 use crate::pipeline::check_counts;
 use crate::{Action, Schedule, ScheduleError};
+
+/// What PyTorch calls a pair that may run as one: `(0F5;7B2)OVERLAP_F_B`.
+const PAIR: &str = "OVERLAP_F_B";
+
+/// PyTorch's lowered actions; a stage stands before them, and behind some a microbatch.
+const LOWERED: [&str; 10] = [
+    "SEND_F",
+    "RECV_F",
+    "SEND_B",
+    "RECV_B",
+    "WAIT_SEND_F",
+    "WAIT_SEND_B",
+    "UNSHARD",
+    "RESHARD",
+    "REDUCE_GRAD",
+    "WAIT_REDUCE_GRAD",
+];
+
+fn is_lowered(text: &str) -> bool {
+    let inner = text.trim_start_matches(|letter: char| letter.is_ascii_digit());
+    let word = inner.trim_end_matches(|letter: char| letter.is_ascii_digit());
+    inner.len() < text.len() && LOWERED.contains(&word)
+}
+
+/// The two actions of a pair.
+fn pair(text: &str) -> Option<[&str; 2]> {
+    let (one, other) = text.strip_prefix('(')?.strip_suffix(PAIR)?.strip_suffix(')')?.split_once(';')?;
+    Some([one.trim(), other.trim()])
+}
 
 impl Schedule {
     /// One line per pipeline rank, its actions separated by commas: `0F0,0F1,0B0,0B1`.
     pub fn to_csv(&self) -> String {
         let mut text = String::new();
-        for actions in &self.ranks {
-            let cells: Vec<String> = actions.iter().map(Action::to_string).collect();
+        let mut pairs = self.overlaps.iter().copied().peekable();
+        for (rank, actions) in self.ranks.iter().enumerate() {
+            let mut cells = Vec::with_capacity(actions.len());
+            let mut rest = actions.iter().enumerate();
+            while let Some((position, action)) = rest.next() {
+                let paired = pairs.next_if_eq(&(rank, position)).and_then(|_| rest.next());
+                cells.push(match paired {
+                    Some((_, other)) => format!("({action};{other}){PAIR}"),
+                    None => action.to_string(),
+                });
+            }
             text.push_str(&cells.join(","));
             text.push('\n');
         }
@@ -17,20 +55,30 @@ impl Schedule {
     }
 
     /// Reads what [`to_csv`](Schedule::to_csv) or PyTorch wrote. Counts and placement are read off the
-    /// actions; empty cells (PyTorch's idle slots) are skipped. The result is not checked yet.
+    /// actions; empty cells (PyTorch's idle slots) and lowered actions are skipped. The result is not
+    /// checked yet.
     ///
     /// # Errors
     /// A cell that is no action, no action at all, a stage on two ranks, or counts that the number of
     /// actions cannot fill.
     pub fn from_csv(name: &str, text: &str) -> Result<Schedule, ScheduleError> {
         let mut ranks: Vec<Vec<Action>> = Vec::new();
+        let mut overlaps = Vec::new();
         for (row, line) in text.trim_end().lines().enumerate() {
             let mut actions = Vec::new();
             for (cell, text) in line.split(',').enumerate() {
                 let text = text.trim().trim_matches('"').trim();
-                if !text.is_empty() {
-                    let bad =
-                        |_| ScheduleError::BadCell { line: row + 1, cell: cell + 1, text: text.to_string() };
+                if text.is_empty() || is_lowered(text) {
+                    continue;
+                }
+                let bad =
+                    |_| ScheduleError::BadCell { line: row + 1, cell: cell + 1, text: text.to_string() };
+                if let Some(pair) = pair(text) {
+                    overlaps.push((row, actions.len()));
+                    for action in pair {
+                        actions.push(action.parse::<Action>().map_err(bad)?);
+                    }
+                } else {
                     actions.push(text.parse::<Action>().map_err(bad)?);
                 }
             }
@@ -61,7 +109,7 @@ impl Schedule {
         let placement = placement.into_iter().enumerate();
         let placement =
             placement.map(|(stage, rank)| rank.ok_or_else(|| unplaced(stage))).collect::<Result<_, _>>()?;
-        Ok(Schedule { name: name.to_string(), num_ranks, num_stages, num_microbatches, placement, ranks })
+        Ok(Schedule { overlaps, ..Schedule::new(name, num_ranks, num_microbatches, placement, ranks) })
     }
 }
 
@@ -70,18 +118,51 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::generate;
+    use crate::{generate, generators};
 
     #[test]
     fn round_trip() {
-        for name in ["gpipe", "1f1b"] {
-            let schedule = generate(name, 3, 4, 1).unwrap();
-            assert_eq!(Schedule::from_csv(name, &schedule.to_csv()).unwrap(), schedule);
+        for generator in generators() {
+            for (p, m) in [(1, 1), (3, 6), (4, 8)] {
+                let schedule = generate(generator.name, p, m, generator.chunks.unwrap_or(2)).unwrap();
+                let read = Schedule::from_csv(generator.name, &schedule.to_csv()).unwrap();
+                assert_eq!(read, schedule);
+            }
         }
         insta::assert_snapshot!(generate("1f1b", 2, 3, 1).unwrap().to_csv(), @r"
         0F0,0F1,0B0,0F2,0B1,0B2
         1F0,1B0,1F1,1B1,1F2,1B2
         ");
+        insta::assert_snapshot!(generate("dualpipe-v", 2, 4, 2).unwrap().to_csv(), @"");
+    }
+
+    /// `fixtures/make.py` wrote these by PyTorch 2.15's own classes.
+    #[test]
+    fn pytorch_schedules_are_read_and_are_ours() {
+        let read = |name: &str, text: &str| Schedule::from_csv(name, text).unwrap();
+        let same = [
+            ("gpipe", 4, 8, 1, include_str!("../fixtures/gpipe.csv")),
+            ("interleaved", 4, 8, 1, include_str!("../fixtures/interleaved-1.csv")),
+            ("interleaved", 4, 8, 2, include_str!("../fixtures/interleaved.csv")),
+            ("interleaved", 2, 6, 3, include_str!("../fixtures/interleaved-3.csv")),
+            ("zb-v", 4, 8, 2, include_str!("../fixtures/zb-v.csv")),
+            ("zb-v", 4, 5, 2, include_str!("../fixtures/zb-v-few.csv")),
+            ("dualpipe-v", 4, 10, 2, include_str!("../fixtures/dualpipe-v.csv")),
+            ("dualpipe-v", 3, 6, 2, include_str!("../fixtures/dualpipe-v-3.csv")),
+        ];
+        for (name, p, m, v, text) in same {
+            let theirs = read(name, text);
+            theirs.check().unwrap();
+            assert_eq!(theirs, generate(name, p, m, v).unwrap(), "{name} {p} {m} {v}");
+        }
+        // No class of ours, but right.
+        read("interleaved-zb", include_str!("../fixtures/interleaved-zb.csv")).check().unwrap();
+        // PyTorch's picture of its 1F1B begins at microbatch 1 on the last rank.
+        let error = read("1f1b", include_str!("../fixtures/1f1b.csv")).check().unwrap_err();
+        assert!(matches!(error, ScheduleError::OutOfRange { .. } | ScheduleError::Missing { .. }), "{error}");
+        // Its breadth-first backwards run from the last microbatch to the first: other bits.
+        let error = read("looped", include_str!("../fixtures/looped.csv")).check().unwrap_err();
+        assert!(matches!(error, ScheduleError::WeightOrder { .. }), "{error}");
     }
 
     #[test]
@@ -98,6 +179,9 @@ mod tests {
             message("0F0\n1F0,1X0"),
             "line 2, cell 2: `1X0` is no action; write stage, one of F I W B, microbatch, as in `2F0`"
         );
+        assert!(message("(0F0;0B0)OVERLAP").contains("`(0F0;0B0)OVERLAP` is no action"));
+        assert!(message("(0F0;0X0)OVERLAP_F_B").contains("is no action"));
+        assert!(message("SEND_F0").contains("is no action"));
         assert!(message("\n \n").contains("no actions"));
         assert_eq!(message("0F0\n0B0"), "`0B0` is listed on rank 1, but stage 0 is on rank 0");
         assert_eq!(message("0F0,2F0"), "`1F0` is missing from rank 0");
@@ -107,7 +191,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
-        fn any_text_is_read_or_refused(text in "[0-3FIWB,\n]{0,60}", other in any::<String>()) {
+        fn any_text_is_read_or_refused(text in "([0-1][FIWB][0-1]|[(][0-1]F[0-1];[0-1]B[0-1][)]OVERLAP_F_B|0REDUCE_GRAD|[0-3FIWB]|,|\n){0,40}", other in any::<String>()) {
             if let Ok(schedule) = Schedule::from_csv("any", &text) {
                 schedule.check().ok();
                 schedule.simulate(&crate::Times::new(1.0, 1.0, 1.0)).ok();

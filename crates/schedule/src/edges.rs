@@ -26,91 +26,121 @@ pub(crate) fn needs(action: Action, num_stages: usize) -> impl Iterator<Item = A
     needs.into_iter().flatten()
 }
 
+/// No node.
+const NONE: u32 = u32::MAX;
+
 /// One listed action with its place and what it waits for.
 pub(crate) struct Node {
     pub action: Action,
     pub rank: usize,
+    needs: [u32; 4],
+    first_of_rank: bool,
+    /// Whether it is the first of an overlapped pair, which starts and ends as one.
+    pub opens_pair: bool,
+}
+
+impl Node {
     /// Ids of the listed actions whose values it needs.
-    pub needs: Vec<usize>,
-    /// Id of the action before it on its rank.
-    pub before: Option<usize>,
+    pub fn needs(&self) -> impl Iterator<Item = usize> + '_ {
+        self.needs.iter().filter(|&&need| need != NONE).map(|&need| need as usize)
+    }
 }
 
 /// Every listed action, rank after rank.
 pub(crate) struct Edges {
     pub nodes: Vec<Node>,
+    /// For each rank, the id of its first action; then the number of nodes.
+    starts: Vec<usize>,
 }
 
 impl Edges {
     /// Looks up all edges. Actions must lie inside of the schedule's counts; a doubled action is
     /// found under its first place.
     pub fn new(schedule: &Schedule) -> Edges {
-        const ABSENT: usize = usize::MAX;
-        let place = |action: Action| {
-            (action.stage * schedule.num_microbatches + action.microbatch) * Kind::ALL.len()
-                + action.kind.index()
-        };
-        let mut ids = vec![ABSENT; schedule.num_stages * schedule.num_microbatches * Kind::ALL.len()];
-        let mut id = 0;
-        for action in schedule.ranks.iter().flatten() {
-            if ids[place(*action)] == ABSENT {
-                ids[place(*action)] = id;
-            }
-            id += 1;
+        let place = |action: Action| action.place(schedule.num_microbatches);
+        let mut ids = vec![NONE; schedule.num_stages * schedule.num_microbatches * Kind::ALL.len()];
+        for (id, action) in schedule.ranks.iter().flatten().enumerate() {
+            let first = &mut ids[place(*action)];
+            *first = (*first).min(id as u32);
         }
-        let mut nodes: Vec<Node> = Vec::with_capacity(id);
+        let mut pairs = schedule.overlaps.iter().peekable();
+        let num_nodes = schedule.ranks.iter().map(Vec::len).sum();
+        let mut nodes: Vec<Node> = Vec::with_capacity(num_nodes);
+        let mut starts = Vec::with_capacity(schedule.num_ranks + 1);
         for (rank, actions) in schedule.ranks.iter().enumerate() {
+            starts.push(nodes.len());
             for (position, &action) in actions.iter().enumerate() {
-                let found = needs(action, schedule.num_stages).map(|need| ids[place(need)]);
-                let needs = found.filter(|&id| id != ABSENT).collect();
-                let before = (position > 0).then(|| nodes.len() - 1);
-                nodes.push(Node { action, rank, needs, before });
+                let opens_pair = pairs.next_if(|&&pair| pair <= (rank, position)) == Some(&(rank, position))
+                    && position + 1 < actions.len();
+                // The first of a pair waits for what the second needs, too.
+                let partner = if opens_pair { Some(actions[position + 1]) } else { None };
+                let all = needs(action, schedule.num_stages)
+                    .chain(partner.into_iter().flat_map(|action| needs(action, schedule.num_stages)));
+                let mut needs_ids = [NONE; 4];
+                for (slot, need) in needs_ids.iter_mut().zip(all) {
+                    *slot = ids[place(need)];
+                }
+                let first_of_rank = position == 0;
+                nodes.push(Node { action, rank, needs: needs_ids, first_of_rank, opens_pair });
             }
         }
-        Edges { nodes }
+        starts.push(nodes.len());
+        debug_assert_eq!(nodes.len(), num_nodes);
+        Edges { nodes, starts }
+    }
+
+    /// Id of the action before it on its rank.
+    pub fn before(&self, id: usize) -> Option<usize> {
+        (!self.nodes[id].first_of_rank).then(|| id - 1)
     }
 
     /// Ids in an order in which every action follows what it waits for; else a cycle, each action of
     /// which waits for the one before it, and the first for the last.
+    ///
+    /// Each rank runs its list until it must wait, and is woken by what it waits for.
     pub fn order(&self) -> Result<Vec<usize>, Vec<Action>> {
-        let mut waiting: Vec<usize> =
-            self.nodes.iter().map(|node| node.needs.len() + usize::from(node.before.is_some())).collect();
-        let mut followers: Vec<Vec<usize>> = vec![Vec::new(); self.nodes.len()];
-        for (id, node) in self.nodes.iter().enumerate() {
-            for &need in node.needs.iter().chain(&node.before) {
-                followers[need].push(id);
-            }
-        }
-        let mut order: Vec<usize> = (0..self.nodes.len()).filter(|&id| waiting[id] == 0).collect();
-        let mut next = 0;
-        while next < order.len() {
-            for &follower in &followers[order[next]] {
-                waiting[follower] -= 1;
-                if waiting[follower] == 0 {
-                    order.push(follower);
+        let num_ranks = self.starts.len() - 1;
+        let mut next = self.starts[..num_ranks].to_vec();
+        let mut done = vec![false; self.nodes.len()];
+        let mut order = Vec::with_capacity(self.nodes.len());
+        // Ranks that wait for a node form a list: its head is here, the rest in `sleeping`.
+        let mut sleepers = vec![NONE; self.nodes.len()];
+        let mut sleeping = vec![NONE; num_ranks];
+        let mut awake: Vec<usize> = (0..num_ranks).rev().collect();
+        while let Some(rank) = awake.pop() {
+            while next[rank] < self.starts[rank + 1] {
+                let id = next[rank];
+                if let Some(need) = self.nodes[id].needs().find(|&need| !done[need]) {
+                    sleeping[rank] = std::mem::replace(&mut sleepers[need], rank as u32);
+                    break;
+                }
+                done[id] = true;
+                order.push(id);
+                next[rank] += 1;
+                let mut woken = std::mem::replace(&mut sleepers[id], NONE);
+                while woken != NONE {
+                    awake.push(woken as usize);
+                    woken = sleeping[woken as usize];
                 }
             }
-            next += 1;
         }
-        if order.len() == self.nodes.len() { Ok(order) } else { Err(self.cycle(&waiting)) }
+        if order.len() == self.nodes.len() { Ok(order) } else { Err(self.cycle(&done)) }
     }
 
-    /// Walks backwards among the actions still waiting until one comes up again.
-    fn cycle(&self, waiting: &[usize]) -> Vec<Action> {
+    /// Walks backwards among the actions that never ran until one comes up again.
+    fn cycle(&self, done: &[bool]) -> Vec<Action> {
         let mut seen_at = vec![None; self.nodes.len()];
-        let mut path = Vec::new();
-        let mut at = waiting.iter().position(|&count| count > 0);
+        let mut path: Vec<usize> = Vec::new();
+        let mut at = done.iter().position(|done| !done);
         while let Some(id) = at {
             if let Some(start) = seen_at[id] {
-                let mut cycle: Vec<Action> =
-                    path[start..].iter().map(|&id: &usize| self.nodes[id].action).collect();
+                let mut cycle: Vec<Action> = path[start..].iter().map(|&id| self.nodes[id].action).collect();
                 cycle.reverse();
                 return cycle;
             }
             seen_at[id] = Some(path.len());
             path.push(id);
-            let node = &self.nodes[id];
-            at = node.needs.iter().chain(&node.before).copied().find(|&need| waiting[need] > 0);
+            at = self.nodes[id].needs().chain(self.before(id)).find(|&need| !done[need]);
         }
         Vec::new()
     }

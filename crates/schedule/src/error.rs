@@ -1,7 +1,7 @@
 //! What can be wrong with a schedule or with a request for one. Messages only; the tests for each
 //! fault are where the fault is found.
 
-use crate::{Action, Kind};
+use crate::{Action, Kind, Step};
 
 /// What is wrong with a schedule, a request for one, or its text.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -23,13 +23,66 @@ pub enum ScheduleError {
         /// The count: `num_ranks`, `num_stages`, `num_microbatches` or `chunks`.
         what: &'static str,
     },
-    /// The generator has one stage per rank.
-    #[error("schedule `{name}` has one stage per pipeline rank, not chunks = {chunks}; set chunks = 1")]
+    /// The generator has another number of stages per rank.
+    #[error(
+        "schedule `{name}` has {} per pipeline rank, not chunks = {chunks}; set chunks = {needed}",
+        if *needed == 1 { "one stage".to_string() } else { format!("{needed} stages") }
+    )]
     Chunks {
         /// The schedule's name.
         name: String,
         /// The chunks asked for.
         chunks: usize,
+        /// The chunks it has.
+        needed: usize,
+    },
+    /// Microbatches do not come in rounds of one per rank.
+    #[error(
+        "schedule `{name}` takes microbatches in rounds of {num_ranks}, one per pipeline rank, and {num_microbatches} is no multiple of it; use {} or {} microbatches, or schedule `looped` or `auto`",
+        (num_microbatches / num_ranks).max(1) * num_ranks,
+        (num_microbatches / num_ranks + 1) * num_ranks
+    )]
+    Rounds {
+        /// The schedule's name.
+        name: String,
+        /// Number of pipeline ranks.
+        num_ranks: usize,
+        /// Microbatches asked for.
+        num_microbatches: usize,
+    },
+    /// No order at all fits under the cap on live chunks.
+    #[error(
+        "a memory cap of {cap} live chunks is too small for {chunks} stages per pipeline rank; allow at least {chunks}"
+    )]
+    CapTooSmall {
+        /// The cap asked for.
+        cap: usize,
+        /// Stages per rank.
+        chunks: usize,
+    },
+    /// A rank holds more live chunks than allowed.
+    #[error(
+        "rank {rank} holds {live} live chunks from `{action}` on, more than the cap of {cap}; raise the cap or use schedule `auto`"
+    )]
+    OverCap {
+        /// The rank.
+        rank: usize,
+        /// The forward that is one too many.
+        action: Action,
+        /// Live chunks with it.
+        live: usize,
+        /// The cap.
+        cap: usize,
+    },
+    /// An overlapped pair is not a forward and a backward.
+    #[error(
+        "the overlapped pair at rank {rank}, position {position} is no `F` followed by a backward of another chunk, or shares an action with another pair; pairs are in order, as (2F5;5B2)OVERLAP_F_B"
+    )]
+    Overlap {
+        /// The rank.
+        rank: usize,
+        /// Position of the pair's first action, counted from 0.
+        position: usize,
     },
     /// More actions than this crate will hold.
     #[error(
@@ -152,6 +205,49 @@ pub enum ScheduleError {
         /// The cycle: each action waits for the one before it, the first for the last.
         cycle: Vec<Action>,
     },
+    /// A step stands before one that it needs.
+    #[error(
+        "rank {rank}, step {position}: `{step}` comes without `{needed}` before it; put `{needed}` there"
+    )]
+    Transfer {
+        /// The rank.
+        rank: usize,
+        /// Position of the step, counted from 0.
+        position: usize,
+        /// The step.
+        step: Step,
+        /// What is missing before it.
+        needed: Step,
+    },
+    /// What one rank sends another is not what that one receives.
+    #[error(
+        "rank {from} sends rank {to} as value {position} {}, but rank {to} receives {}; use one order on both",
+        show_value(sent),
+        show_value(received)
+    )]
+    Mismatch {
+        /// The sending rank.
+        from: usize,
+        /// The receiving rank.
+        to: usize,
+        /// Which value on this channel, counted from 0.
+        position: usize,
+        /// What is sent.
+        sent: Option<Action>,
+        /// What is received.
+        received: Option<Action>,
+    },
+    /// Ranks wait for each other's transfers for ever.
+    #[error(
+        "deadlock of transfers with room for {capacity} values on a channel: {}; reorder one of these ranks",
+        show_steps(cycle)
+    )]
+    TransferCycle {
+        /// Values that may be under way on a channel.
+        capacity: usize,
+        /// The cycle: each rank waits in its step for the next rank, the last for the first.
+        cycle: Vec<(usize, Step)>,
+    },
     /// Text that is no action.
     #[error("`{text}` is no action; write stage, one of F I W B, microbatch, as in `2F0`")]
     BadAction {
@@ -194,4 +290,14 @@ pub fn show_actions(cycle: &[Action]) -> String {
     }
     names.extend(cycle.first().map(Action::to_string));
     names.join(" -> ")
+}
+
+fn show_value(value: &Option<Action>) -> String {
+    value.map_or("nothing".to_string(), |action| format!("the value of `{action}`"))
+}
+
+fn show_steps(cycle: &[(usize, Step)]) -> String {
+    let steps: Vec<String> =
+        cycle.iter().map(|(rank, step)| format!("rank {rank} waits in `{step}`")).collect();
+    steps.join(", ")
 }

@@ -24,11 +24,15 @@ mod error;
 mod generate;
 mod live;
 mod pipeline;
+mod placement;
 mod simulate;
+mod transfers;
 
 pub use action::{Action, Kind};
 pub use error::{ScheduleError, show_actions};
-pub use generate::{Generator, find, generate, generators};
+pub use generate::{Generator, Request, find, generate, generators};
 pub use live::Slots;
 pub use pipeline::Schedule;
-pub use simulate::{Span, Timeline, Times};
+pub use placement::Placement;
+pub use simulate::{Costs, Span, Timeline, Times};
+pub use transfers::Step;

@@ -24,9 +24,24 @@ pub struct Schedule {
     pub placement: Vec<usize>,
     /// The actions of each pipeline rank, in order.
     pub ranks: Vec<Vec<Action>>,
+    /// Pairs that may run as one: (rank, position of an `F`) whose next action is a backward of another
+    /// chunk, in order. PyTorch's `OVERLAP_F_B`. Running the two one after the other is right as well.
+    pub overlaps: Vec<(usize, usize)>,
 }
 
 impl Schedule {
+    /// A schedule of these lists, without overlapped pairs. Nothing is checked.
+    pub fn new(
+        name: &str,
+        num_ranks: usize,
+        num_microbatches: usize,
+        placement: Vec<usize>,
+        ranks: Vec<Vec<Action>>,
+    ) -> Schedule {
+        let (name, num_stages, overlaps) = (name.to_string(), placement.len(), Vec::new());
+        Schedule { name, num_ranks, num_stages, num_microbatches, placement, ranks, overlaps }
+    }
+
     /// Forwards alone, for evaluation: every microbatch in order, stage after stage on each rank.
     ///
     /// # Errors
@@ -43,9 +58,7 @@ impl Schedule {
             let actions = ranks.get_mut(rank).ok_or(ScheduleError::Placement { stage, rank, num_ranks })?;
             actions.extend((0..num_microbatches).map(|microbatch| Action::forward(stage, microbatch)));
         }
-        let name = "forward".to_string();
-        let placement = placement.to_vec();
-        Ok(Schedule { name, num_ranks, num_stages, num_microbatches, placement, ranks })
+        Ok(Schedule::new("forward", num_ranks, num_microbatches, placement.to_vec(), ranks))
     }
 
     /// The stages of a pipeline rank, in model order.

@@ -78,7 +78,12 @@ impl Communicator for Mutant {
         self.inner.name()
     }
 
-    fn all_reduce<'a>(&self, data: RegionMut<'a>, dtype: DType, op: Reduce) -> Result<Pending<'a>, CommError> {
+    fn all_reduce<'a>(
+        &self,
+        data: RegionMut<'a>,
+        dtype: DType,
+        op: Reduce,
+    ) -> Result<Pending<'a>, CommError> {
         if self.dropped() {
             drop(data);
             self.nothing()?;

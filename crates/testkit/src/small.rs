@@ -43,7 +43,8 @@ impl Small {
              weight_decay = 0.1\nclip_norm = 0.1\nseed = 7\n",
             self.family, self.num_layers, self.tied, self.dropout, self.batch, self.optimizer
         );
-        Config::from_bytes(Path::new("small.toml"), text.as_bytes(), &[], None).expect("a valid configuration")
+        Config::from_bytes(Path::new("small.toml"), text.as_bytes(), &[], None)
+            .expect("a valid configuration")
     }
 
     /// The same in a layout, as the parity command writes it.

@@ -22,7 +22,12 @@ impl Stepper {
     ///
     /// # Errors
     /// If lowering made a Program that the checker refuses.
-    pub fn program(&self, pipeline_rank: usize, chooser: &Chooser, observe: bool) -> Result<Program, TrainError> {
+    pub fn program(
+        &self,
+        pipeline_rank: usize,
+        chooser: &Chooser,
+        observe: bool,
+    ) -> Result<Program, TrainError> {
         Ok(plan::lower(&self.graph, &self.plan, pipeline_rank, chooser, observe)?)
     }
 }

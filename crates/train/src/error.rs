@@ -63,6 +63,16 @@ pub enum TrainError {
         /// What is there.
         available_mib: u64,
     },
+    /// Nothing is left to do.
+    #[error("{dir} is at step {step} and train.steps = {steps}: raise train.steps (or --steps) to train on")]
+    Finished {
+        /// The checkpoint.
+        dir: String,
+        /// Steps it holds.
+        step: u64,
+        /// Steps asked for.
+        steps: u64,
+    },
     /// A file could not be used.
     #[error("{path}: {problem}")]
     File {

@@ -164,7 +164,8 @@ pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
     let per_rank: Vec<RankBytes> = (0..world_size)
         .map(|rank| RankBytes { rank, ..memory[plan.mesh.coord(rank).get(Axis::Pp)] })
         .collect();
-    let timeline = plan.schedule.simulate(&schedule::Times::new(1.0, 1.0, 1.0)).map_err(plan::PlanError::from)?;
+    let timeline =
+        plan.schedule.simulate(&schedule::Times::new(1.0, 1.0, 1.0)).map_err(plan::PlanError::from)?;
     Ok(Explanation {
         name: config.name.clone(),
         mesh: config.parallel.mesh.to_string(),
@@ -193,13 +194,9 @@ pub fn arena_bytes(config: &Config) -> Result<Vec<u64>, TrainError> {
 fn memory_of(stage: usize, programs: &[(&Plan, &Program)]) -> RankBytes {
     let arena_bytes = RankMemory::of(programs).arena_bytes() as u64;
     let memory = programs[0].1.memory;
-    let [parameters_bytes, gradients_bytes, optimizer_bytes, activations_bytes] = [
-        memory.parameters_bytes,
-        memory.gradients_bytes,
-        memory.optimizer_bytes,
-        memory.activations_bytes,
-    ]
-    .map(|bytes| bytes as u64);
+    let [parameters_bytes, gradients_bytes, optimizer_bytes, activations_bytes] =
+        [memory.parameters_bytes, memory.gradients_bytes, memory.optimizer_bytes, memory.activations_bytes]
+            .map(|bytes| bytes as u64);
     let named = parameters_bytes + gradients_bytes + optimizer_bytes + activations_bytes;
     RankBytes {
         rank: stage,
@@ -215,7 +212,7 @@ fn memory_of(stage: usize, programs: &[(&Plan, &Program)]) -> RankBytes {
 
 fn placements(graph: &Graph, plan: &Plan) -> Vec<ParameterPlacement> {
     let parameters = graph.states().filter(|(_, state)| state.kind == StateKind::Parameter);
-    let mut placements: Vec<ParameterPlacement> = parameters
+    parameters
         .map(|(value, state)| {
             let dims = &graph.value(value).dims;
             let home = |which| {
@@ -234,14 +231,7 @@ fn placements(graph: &Graph, plan: &Plan) -> Vec<ParameterPlacement> {
                 stages: plan.holders(value).to_vec(),
             }
         })
-        .collect();
-    placements.sort_by_cached_key(|p| (p.stages.clone(), natural(&p.parameter)));
-    placements
-}
-
-/// Orders `layers.10` behind `layers.9`.
-fn natural(name: &str) -> Vec<(usize, String)> {
-    name.split('.').map(|part| (part.parse().unwrap_or(0), part.to_owned())).collect()
+        .collect()
 }
 
 /// `dp:batch tp:kv_heads`: how a layout splits, with the graph's names of dims.
@@ -300,7 +290,11 @@ pub fn check_size(config: &Config, decoder: &Decoder) -> Result<(), TrainError> 
     let activations = product(&[8, tokens, product(&[64, layers, widest]) + product(&[8, vocab])]);
     if activations > MAX_TOTAL_BYTES {
         let value = format!("{} (x {} tokens)", config.train.batch, config.data.sequence_length);
-        return refuse("train.batch", value, "its activations would not fit 64-bit addresses: use smaller sizes");
+        return refuse(
+            "train.batch",
+            value,
+            "its activations would not fit 64-bit addresses: use smaller sizes",
+        );
     }
     Ok(())
 }
@@ -341,7 +335,11 @@ fn fits(arena_bytes: &[u64], available: u64) -> Result<(), TrainError> {
         terms.push(format!("{rest} smaller ranks"));
     }
     let arithmetic = terms.join(" + ");
-    Err(TrainError::Memory { needed_mib: needed.div_ceil(1 << 20), arithmetic, available_mib: available >> 20 })
+    Err(TrainError::Memory {
+        needed_mib: needed.div_ceil(1 << 20),
+        arithmetic,
+        available_mib: available >> 20,
+    })
 }
 
 /// Bytes of an element.

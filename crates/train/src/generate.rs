@@ -54,7 +54,8 @@ pub fn generate(checkpoint: &Path, options: &GenerateOptions) -> Result<String, 
 
 /// A short sample from the start of a text, in the layout of the run.
 pub(crate) fn sample(checkpoint: &Path, tokens: usize, seed: u64) -> Result<String, TrainError> {
-    let options = GenerateOptions { tokens, temperature: 0.8, top_k: Some(50), seed, ..GenerateOptions::default() };
+    let options =
+        GenerateOptions { tokens, temperature: 0.8, top_k: Some(50), seed, ..GenerateOptions::default() };
     generate(checkpoint, &options)
 }
 
@@ -75,8 +76,11 @@ fn write(
         let programs = vec![(stepper.plan.clone(), program)];
         let mut executor = Executor::new(world, programs, config.parallel.threads_per_rank, None)?;
         saving::load(&mut executor, checkpoint)?;
-        let mut window =
-            Window { tokens: prompt.to_vec(), length: config.data.sequence_length, vocab: decoder.vocab_size };
+        let mut window = Window {
+            tokens: prompt.to_vec(),
+            length: config.data.sequence_length,
+            vocab: decoder.vocab_size,
+        };
         let mut written = Vec::new();
         for step in 0..options.tokens as u64 {
             executor.run(0, &mut window, &StepInput { seed: options.seed, step, scalars: &[] })?;
@@ -134,7 +138,10 @@ impl Batch for Window {
         let start = self.tokens.len().saturating_sub(self.length);
         let window = &self.tokens[start..];
         if let Some(token) = window.iter().find(|t| **t as usize >= self.vocab) {
-            return Err(RuntimeError::Batch(format!("token {token} is beyond the vocabulary of {}", self.vocab)));
+            return Err(RuntimeError::Batch(format!(
+                "token {token} is beyond the vocabulary of {}",
+                self.vocab
+            )));
         }
         let at = |i: usize, j: usize| {
             let (row, column) = (rows.global(i), columns.global(j));
@@ -145,7 +152,8 @@ impl Batch for Window {
         match to {
             Destination::I32(to) => {
                 for ((i, j), to) in places.zip(to) {
-                    *to = at(i, j).map_or(0, |c| if input == "positions" { c as i32 } else { window[c] as i32 });
+                    *to = at(i, j)
+                        .map_or(0, |c| if input == "positions" { c as i32 } else { window[c] as i32 });
                 }
             }
             Destination::F32(to) => {

@@ -117,7 +117,8 @@ impl Recorder<'_> {
         let mut record = RankRecord { losses: vec![], norms: vec![], gradients: vec![], states: vec![] };
         for step in 0..self.steps {
             let number = step as u64 + 1;
-            let mut batch = Synthetic { seed: config.train.seed, step: number, vocab_size: decoder.vocab_size };
+            let mut batch =
+                Synthetic { seed: config.train.seed, step: number, vocab_size: decoder.vocab_size };
             let scalars = [("lr", config.train.lr), ("step", number as f64)];
             let input = StepInput { seed: config.train.seed, step: number, scalars: &scalars };
             executor.run(0, &mut batch, &input)?;
@@ -136,7 +137,12 @@ impl Recorder<'_> {
         }
         executor.with_states(|states| {
             for state in states {
-                record.states.push((0, state.name.to_owned(), state.tile.clone(), widen(state.dtype, state.bytes)));
+                record.states.push((
+                    0,
+                    state.name.to_owned(),
+                    state.tile.clone(),
+                    widen(state.dtype, state.bytes),
+                ));
             }
         })?;
         Ok(record)
@@ -148,7 +154,9 @@ fn widen(dtype: memory::DType, bytes: &[u8]) -> Vec<f64> {
         memory::DType::F64 => {
             bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes"))).collect()
         }
-        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into()).collect(),
+        _ => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into()).collect()
+        }
     }
 }
 
@@ -172,8 +180,12 @@ impl Recording {
     /// Distance of this recording from `reference`, by the measure of the contract: for tensors a and b,
     /// `max|a - b| / max(max|b|, 1e-3 x the largest element of any gradient of that step)`.
     pub fn distance(&self, reference: &Recording) -> Distance {
-        let mut distance =
-            Distance { loss_error: 0.0, gradient_error: 0.0, worst_gradient: String::new(), parameter_error: 0.0 };
+        let mut distance = Distance {
+            loss_error: 0.0,
+            gradient_error: 0.0,
+            worst_gradient: String::new(),
+            parameter_error: 0.0,
+        };
         for (a, b) in self.losses.iter().zip(&reference.losses) {
             distance.loss_error = worse(distance.loss_error, (a - b).abs() / b.abs());
         }
@@ -183,7 +195,7 @@ impl Recording {
             last_floor = 1e-3 * largest;
             for (name, b) in theirs {
                 let error = ours.get(name).map_or(f64::INFINITY, |a| error(a, b, last_floor));
-                if !(error <= distance.gradient_error) {
+                if worse(distance.gradient_error, error) != distance.gradient_error {
                     distance.gradient_error = error;
                     distance.worst_gradient = name.clone();
                 }
@@ -197,9 +209,10 @@ impl Recording {
     }
 }
 
-/// The larger one; not a number is the worst.
+/// The larger one; what is not a number counts as infinite, so that nothing finite can hide it.
 fn worse(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b <= a { a } else { b }
+    let b = if b.is_nan() { f64::INFINITY } else { b };
+    a.max(b)
 }
 
 fn error(a: &[f64], b: &[f64], floor: f64) -> f64 {
@@ -223,5 +236,25 @@ pub fn parameter_tolerance(config: &Config, tolerance: f64) -> f64 {
     match (config.train.precision, config.train.optimizer) {
         (Precision::F64, crate::config::Optimizer::Sgd) => tolerance,
         _ => tolerance * 100.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recording(gradients: &[(&str, f64)]) -> Recording {
+        let gradients = gradients.iter().map(|(name, x)| ((*name).to_owned(), vec![*x, 1.0])).collect();
+        Recording { losses: vec![1.0], gradients: vec![gradients], ..Recording::default() }
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_never_hidden_by_a_later_finite_gradient() {
+        let reference = recording(&[("a", 1.0), ("b", 2.0)]);
+        let distance = recording(&[("a", f64::NAN), ("b", 2.5)]).distance(&reference);
+        assert_eq!((distance.gradient_error, distance.worst_gradient.as_str()), (f64::INFINITY, "a"));
+        let missing = recording(&[("a", 1.0)]).distance(&reference);
+        assert_eq!((missing.gradient_error, missing.worst_gradient.as_str()), (f64::INFINITY, "b"));
+        assert_eq!(reference.distance(&reference).gradient_error, 0.0);
     }
 }

@@ -63,7 +63,10 @@ pub(crate) fn save(
 ) -> Result<PathBuf, TrainError> {
     let result = write(executor, checkpoints, step, data_position, about);
     if result.is_err() {
-        executor.world().abort_handle().abort(&format!("rank {} could not save step {step}", executor.rank()));
+        executor
+            .world()
+            .abort_handle()
+            .abort(&format!("rank {} could not save step {step}", executor.rank()));
         // Best effort: what is left is ignored by every reader and removed by the next save.
         let _ = checkpoint::abandon(checkpoints, step);
     }

@@ -47,14 +47,22 @@ impl Batch for Synthetic {
                 "targets" => self.token(row, column + 1),
                 _ => column as i32,
             }),
-            Destination::F32(to) => fill(rows, columns, to, 0.0, |r, c| self.weight(r, c, columns.size) as f32),
+            Destination::F32(to) => {
+                fill(rows, columns, to, 0.0, |r, c| self.weight(r, c, columns.size) as f32)
+            }
             Destination::F64(to) => fill(rows, columns, to, 0.0, |r, c| self.weight(r, c, columns.size)),
         }
         Ok(())
     }
 }
 
-fn fill<T: Copy>(rows: &TileDim, columns: &TileDim, to: &mut [T], padding: T, value: impl Fn(usize, usize) -> T) {
+fn fill<T: Copy>(
+    rows: &TileDim,
+    columns: &TileDim,
+    to: &mut [T],
+    padding: T,
+    value: impl Fn(usize, usize) -> T,
+) {
     let width = columns.extent();
     for (i, row) in rows.indices().enumerate() {
         for (j, column) in columns.indices().enumerate() {

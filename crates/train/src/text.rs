@@ -32,14 +32,18 @@ pub struct Text {
 pub fn tokenizer(config: &Config) -> Result<Tokenizer, TrainError> {
     let data = &config.data;
     if data.text.is_empty() {
-        return Err(TrainError::Missing { key: "data.text", remedy: "name at least one text file".to_owned() });
+        return Err(TrainError::Missing {
+            key: "data.text",
+            remedy: "name at least one text file".to_owned(),
+        });
     }
     match (&data.tokenizer, data.tokenizer_vocab) {
         (Some(path), _) => Ok(Tokenizer::load(path)?),
         (None, Some(vocab)) => Ok(Tokenizer::train_on_split(&data.text, vocab, data.validation)?),
         (None, None) => Err(TrainError::Missing {
             key: "data.tokenizer",
-            remedy: "name a tokenizer.json, or set data.tokenizer_vocab to train one from the text".to_owned(),
+            remedy: "name a tokenizer.json, or set data.tokenizer_vocab to train one from the text"
+                .to_owned(),
         }),
     }
 }

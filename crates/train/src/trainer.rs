@@ -185,6 +185,10 @@ pub fn train(
     let decoder = assemble::decoder(config, Some(tokenizer.vocab_size()))?;
     let config = &with_vocab(config, &decoder);
     if let Some(checkpoint) = &resume {
+        let (step, steps) = (checkpoint.manifest().step, config.train.steps as u64);
+        if step >= steps {
+            return Err(TrainError::Finished { dir: checkpoint.dir().display().to_string(), step, steps });
+        }
         checkpoint.check_model(&saving::model(&decoder))?;
         checkpoint.check_tokenizer(&tokenizer.hash().to_string())?;
     }
@@ -266,8 +270,10 @@ fn with_vocab(config: &Config, decoder: &Decoder) -> Config {
 
 fn write_beside(dir: &Path, name: &str, text: &str) -> Result<(), TrainError> {
     let path = dir.join(name);
-    std::fs::write(&path, text)
-        .map_err(|e| TrainError::File { path: path.display().to_string(), problem: format!("cannot be written: {e}") })
+    std::fs::write(&path, text).map_err(|e| TrainError::File {
+        path: path.display().to_string(),
+        problem: format!("cannot be written: {e}"),
+    })
 }
 
 impl Run<'_> {
@@ -324,7 +330,12 @@ impl Run<'_> {
         Ok(outcome)
     }
 
-    fn step(&self, executor: &mut Executor, batch: &mut TextBatch, step: u64) -> Result<StepReport, TrainError> {
+    fn step(
+        &self,
+        executor: &mut Executor,
+        batch: &mut TextBatch,
+        step: u64,
+    ) -> Result<StepReport, TrainError> {
         let started = Instant::now();
         let lr = learning_rate(&self.config.train, step);
         let scalars = [("lr", lr), ("step", step as f64)];

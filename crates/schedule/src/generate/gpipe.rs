@@ -1,11 +1,12 @@
 //! GPipe: every forward, then every backward. Nothing about other schedules.
 
 use super::{Generator, Request};
-use crate::{Action, Schedule, ScheduleError};
+use crate::{Action, Placement, Schedule, ScheduleError};
 
 pub(super) const GENERATOR: Generator = Generator {
     name: "gpipe",
     about: "all forwards, then all backwards; every microbatch is live at once",
+    chunks: Some(1),
     build,
 };
 
@@ -14,11 +15,11 @@ pub(super) const GENERATOR: Generator = Generator {
 /// they run in microbatch order, so that weight gradients accumulate as under any other schedule.
 fn build(request: &Request) -> Result<Schedule, ScheduleError> {
     let num_microbatches = request.num_microbatches;
-    request.one_stage_per_rank(GENERATOR.name, |stage| {
+    Ok(request.schedule(GENERATOR.name, Placement::Linear, |stage| {
         let forwards = (0..num_microbatches).map(|microbatch| Action::forward(stage, microbatch));
         let backwards = (0..num_microbatches).map(|microbatch| Action::backward(stage, microbatch));
         forwards.chain(backwards).collect()
-    })
+    }))
 }
 
 #[cfg(test)]

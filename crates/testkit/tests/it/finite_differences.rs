@@ -19,8 +19,8 @@ fn check(small: &Small) -> Result<(), TrainError> {
         let program = stepper.program(0, &Chooser::Policy, true)?;
         let mut executor = Executor::new(world, vec![(stepper.plan.clone(), program)], 1, None)?;
         executor.initialise(&stepper.graph, 3)?;
-        let start: Vec<(String, Vec<u8>)> =
-            executor.with_states(|all| all.iter().map(|s| (s.name.to_owned(), s.bytes.to_vec())).collect())?;
+        let start: Vec<(String, Vec<u8>)> = executor
+            .with_states(|all| all.iter().map(|s| (s.name.to_owned(), s.bytes.to_vec())).collect())?;
         let mut loss_with = |change: Option<(&str, usize, f64)>| -> Result<(f64, Vec<f64>), TrainError> {
             executor.fill_states(|name, _, _, bytes| {
                 bytes.copy_from_slice(&start.iter().find(|(n, _)| n == name).unwrap().1);
@@ -61,7 +61,11 @@ fn check(small: &Small) -> Result<(), TrainError> {
                 let (below, _) = loss_with(Some((&name, element, -STEP)))?;
                 let difference = (above - below) / (2.0 * STEP);
                 let error = (difference - gradient[element]).abs() / largest;
-                assert!(error < 1e-6, "{name}[{element}]: {difference} but gradient {}: {error:e}", gradient[element]);
+                assert!(
+                    error < 1e-6,
+                    "{name}[{element}]: {difference} but gradient {}: {error:e}",
+                    gradient[element]
+                );
             }
         }
         Ok(())

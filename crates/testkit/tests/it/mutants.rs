@@ -18,7 +18,8 @@ const PLANS: &[&str] = &[
 #[test]
 fn no_collective_can_be_left_out() {
     let small = Small { num_layers: 2, batch: 8, ..Small::default() };
-    let one = Recorder { steps: 2, ..Recorder::default() }.record(&reference(&small.config()).unwrap()).unwrap();
+    let one =
+        Recorder { steps: 2, ..Recorder::default() }.record(&reference(&small.config()).unwrap()).unwrap();
     let (mut mutants, mut smallest) = (0, f64::INFINITY);
     for (p, layout) in PLANS.iter().enumerate() {
         let config = small.layout(layout);

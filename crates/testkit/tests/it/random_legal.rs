@@ -18,7 +18,9 @@ const LAYOUTS: &[&str] = &[
 fn random_legal_programs_train_the_same_model() {
     for (family, tied) in [("llama", true), ("gpt2", false)] {
         let small = Small { family, tied, num_layers: 2, batch: 8, ..Small::default() };
-        let one = Recorder { steps: 1, ..Recorder::default() }.record(&reference(&small.config()).unwrap()).unwrap();
+        let one = Recorder { steps: 1, ..Recorder::default() }
+            .record(&reference(&small.config()).unwrap())
+            .unwrap();
         for seed in 0..if full() { 64 } else { 13 } {
             for layout in LAYOUTS {
                 let recorder = Recorder { steps: 1, random: Some(seed), ..Recorder::default() };

@@ -13,7 +13,7 @@ use super::dtype::DType;
 use super::error::CheckpointError;
 use super::files;
 use super::manifest::{FORMAT_VERSION, Manifest, Piece, ShardEntry, TensorEntry};
-use super::names::{self, Kind, MANIFEST, partial_dir, report_file, shard_file, dir_of};
+use super::names::{self, Kind, MANIFEST, dir_of, partial_dir, report_file, shard_file};
 use super::shard::{self, Content, METADATA_KEY};
 
 /// Largest report that is read.
@@ -22,7 +22,7 @@ const MAX_REPORT_BYTES: u64 = 1 << 30;
 /// A buffer that one rank holds and is to write.
 #[derive(Debug, Clone)]
 pub struct LocalTensor<'a> {
-    /// Name of the global tensor: `param:layers.0.attention.query`, `adam_m:...`.
+    /// Name of the global tensor: `layers.0.attention.query.weight`, `first_moment:...`.
     pub name: &'a str,
     /// The elements that the buffer holds.
     pub tile: Tile,

@@ -48,7 +48,9 @@ pub(super) fn of(plan: &Plan, program: &Program) -> BTreeMap<Key, Traffic> {
     for block in &program.blocks {
         let runs = runs(program, block);
         for instruction in &block.instructions {
-            let Some((axis, kind, bytes, group_size)) = operation(plan, program, instruction) else { continue };
+            let Some((axis, kind, bytes, group_size)) = operation(plan, program, instruction) else {
+                continue;
+            };
             let traffic = all.entry(Key { phase: block.phase, axis, kind }).or_default();
             traffic.count += runs;
             traffic.bytes += runs * bytes;
@@ -63,7 +65,9 @@ pub(super) fn runs(program: &Program, block: &Block) -> u64 {
     match block.stage {
         None => 1,
         stage => {
-            let names = |action: &schedule::Action| Some(action.stage) == stage && Phase::of(action.kind) == block.phase;
+            let names = |action: &schedule::Action| {
+                Some(action.stage) == stage && Phase::of(action.kind) == block.phase
+            };
             program.actions.iter().filter(|(action, _)| names(action)).count() as u64
         }
     }
@@ -77,7 +81,8 @@ fn operation(
     match instruction {
         Instruction::Start { collective, output, count, group, .. } => {
             let key = &program.groups[*group];
-            let n = key.pipeline_ranks.as_ref().map_or_else(|| plan.mesh.group_size(key.axes), Vec::len) as u64;
+            let n =
+                key.pipeline_ranks.as_ref().map_or_else(|| plan.mesh.group_size(key.axes), Vec::len) as u64;
             let piece = *count as u64 * element_bytes(program.buffer(*output).dtype);
             let (kind, bytes) = match collective {
                 Collective::AllReduce(_) => ("all_reduce", piece),
@@ -113,7 +118,8 @@ pub(super) fn merge(stages: Vec<BTreeMap<Key, Traffic>>) -> Vec<Communication> {
     keys.dedup();
     keys.iter()
         .map(|key| {
-            let of_stage: Vec<Traffic> = stages.iter().map(|s| s.get(key).copied().unwrap_or_default()).collect();
+            let of_stage: Vec<Traffic> =
+                stages.iter().map(|s| s.get(key).copied().unwrap_or_default()).collect();
             let most = of_stage.iter().copied().max_by_key(|t| (t.bytes, t.count)).unwrap_or_default();
             Communication {
                 axis: key.axis.clone(),

@@ -47,7 +47,8 @@ impl Writer<'_> {
         let runs = communication::runs(self.program, block);
         let stage = block.stage.map_or(String::new(), |stage| format!(" of stage {stage}"));
         let heading = format!("{}{stage}, {runs} x a step:", block.phase.name());
-        let lines = block.instructions.iter().map(|instruction| format!("  {}", self.instruction(instruction)));
+        let lines =
+            block.instructions.iter().map(|instruction| format!("  {}", self.instruction(instruction)));
         std::iter::once(heading).chain(lines).collect()
     }
 

@@ -55,19 +55,19 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plural = if self.world_size == 1 { "rank" } else { "ranks" };
+        let number = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         writeln!(
             f,
-            "{}: {} parameters ({}) on {} {plural} ({}), {}, ZeRO {}, schedule {} with {} microbatches (bubble {:.1} %)",
+            "{}: {} parameters ({}) on {} ({}), {}, ZeRO {}, schedule {} with {} (bubble {:.1} %)",
             self.name,
             count(self.num_parameters),
             self.num_parameters,
-            self.world_size,
+            number(self.world_size, "rank"),
             self.mesh,
             self.precision,
             self.zero,
             self.schedule,
-            self.num_microbatches,
+            number(self.num_microbatches, "microbatch").replace("hs", "hes"),
             100.0 * self.bubble_fraction,
         )?;
         self.memory(f)?;
@@ -89,8 +89,11 @@ impl Explanation {
         for (stage, ranks) in &stages {
             let (first, last) = (ranks[0], ranks[ranks.len() - 1]);
             // A stage's ranks follow each other: pp is the outermost axis.
-            let numbers =
-                if first.rank == last.rank { first.rank.to_string() } else { format!("{}-{}", first.rank, last.rank) };
+            let numbers = if first.rank == last.rank {
+                first.rank.to_string()
+            } else {
+                format!("{}-{}", first.rank, last.rank)
+            };
             let bytes = [
                 first.parameters_bytes,
                 first.gradients_bytes,
@@ -103,7 +106,10 @@ impl Explanation {
         }
         columns(f, &rows, 2)?;
         writeln!(f, "  All ranks together: {}.", size(self.total_arena_bytes))?;
-        writeln!(f, "  parameters: weights between steps. gradients: their sums over microbatches. optimizer: moments.")?;
+        writeln!(
+            f,
+            "  parameters: weights between steps. gradients: their sums over microbatches. optimizer: moments."
+        )?;
         writeln!(f, "  activations: kept from forward to backward, for all microbatches in flight.")?;
         writeln!(f, "  buffers: temporaries of the largest block, results of the step, scratch of kernels.")
     }
@@ -127,7 +133,8 @@ impl Explanation {
         let mut rows = vec![row(["parameter", "dims", "stored", "gradient", "updated"])];
         let mut seen: Vec<Vec<String>> = Vec::new();
         for p in &self.placements {
-            let dims = p.dims.iter().zip(&p.shape).map(|(d, n)| format!("{d} {n}")).collect::<Vec<_>>().join(" x ");
+            let dims =
+                p.dims.iter().zip(&p.shape).map(|(d, n)| format!("{d} {n}")).collect::<Vec<_>>().join(" x ");
             let layouts = [&p.layout, &p.gradient_layout, &p.optimizer_layout];
             let cells: Vec<String> =
                 [without_numbers(&p.parameter), dims].into_iter().chain(layouts.map(String::clone)).collect();

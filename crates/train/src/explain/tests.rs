@@ -13,12 +13,17 @@ fn config(layout: &str) -> Config {
 
 #[test]
 fn arenas_are_what_the_runtime_would_reserve_and_parts_sum_to_them() {
-    for layout in ["dp=1", "dp=2;zero=3", "tp=2;sequence=true", "pp=2,dp=2;num_microbatches=2;zero=2", "cp=2,pp=4"] {
+    for layout in
+        ["dp=1", "dp=2;zero=3", "tp=2;sequence=true", "pp=2,dp=2;num_microbatches=2;zero=2", "cp=2,pp=4"]
+    {
         let config = config(layout);
         let explanation = explain(&config).unwrap();
         assert_eq!(explanation.per_rank.len(), explanation.world_size);
         let decoder = assemble::decoder(&config, None).unwrap();
-        let steps = [assemble::training(&config, &decoder).unwrap(), assemble::evaluation(&config, &decoder).unwrap()];
+        let steps = [
+            assemble::training(&config, &decoder).unwrap(),
+            assemble::evaluation(&config, &decoder).unwrap(),
+        ];
         for (number, rank) in explanation.per_rank.iter().enumerate() {
             assert_eq!(rank.rank, number);
             assert_eq!(rank.stage, steps[0].plan.mesh.coord(number).get(Axis::Pp));
@@ -43,13 +48,21 @@ fn communication_is_counted_by_hand() {
     // One pipeline boundary: activations of a microbatch forth, their gradients back.
     let two = explain(&config("pp=2;num_microbatches=4")).unwrap();
     let activations = 4 * 2 * 8 * 16 * 4;
-    for (phase, kind) in [("forward", "send"), ("forward", "recv"), ("backward", "send"), ("backward", "recv")] {
-        let found = two.communication.iter().find(|c| c.phase == phase && c.kind == kind && c.axis == "pp").unwrap();
+    for (phase, kind) in
+        [("forward", "send"), ("forward", "recv"), ("backward", "send"), ("backward", "recv")]
+    {
+        let found =
+            two.communication.iter().find(|c| c.phase == phase && c.kind == kind && c.axis == "pp").unwrap();
         assert_eq!((found.count, found.bytes_per_rank), (4, activations), "{phase} {kind}");
     }
     // Plain data parallelism: every gradient once, and the statistics.
     let dp = explain(&config("dp=2")).unwrap();
-    let reduced: u64 = dp.communication.iter().filter(|c| c.kind == "all_reduce" && c.axis == "dp").map(|c| c.bytes_per_rank).sum();
+    let reduced: u64 = dp
+        .communication
+        .iter()
+        .filter(|c| c.kind == "all_reduce" && c.axis == "dp")
+        .map(|c| c.bytes_per_rank)
+        .sum();
     let gradients = dp.num_parameters * 4;
     assert!((gradients..gradients + 1024).contains(&reduced), "{reduced} is not about {gradients}");
 }
@@ -57,7 +70,8 @@ fn communication_is_counted_by_hand() {
 #[test]
 fn placements_name_dims() {
     let explanation = explain(&config("dp=2,tp=2;zero=3")).unwrap();
-    let query = explanation.placements.iter().find(|p| p.parameter == "layers.0.attention.query.weight").unwrap();
+    let query =
+        explanation.placements.iter().find(|p| p.parameter == "layers.0.attention.query.weight").unwrap();
     assert_eq!(query.dims, ["embed", "kv_heads", "group", "head_dim"]);
     assert_eq!(query.shape, [16, 2, 2, 4]);
     assert_eq!(query.layout, "dp:flat tp:kv_heads");
@@ -72,7 +86,14 @@ fn listings_name_every_instruction() {
     let listings = listing(&config).unwrap();
     assert_eq!(listings.len(), 2);
     let text = listings[1].lines.join("\n");
-    for part in ["recv", "contract layers.3.mlp.down", "[batch seq embed]", "all_reduce(sum) over dp", "wait #", "KiB"] {
+    for part in [
+        "recv",
+        "contract layers.3.mlp.down",
+        "[batch seq embed]",
+        "all_reduce(sum) over dp",
+        "wait #",
+        "KiB",
+    ] {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }
     assert!(text.lines().all(|line| line.starts_with("  ") || line.ends_with(':')));

@@ -9,7 +9,8 @@ use train::trainer::{Event, RunOptions, Summary, train};
 
 /// A thousand short lines that a small tokenizer can learn from.
 fn write_text(dir: &Path) -> PathBuf {
-    let words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "nine", "birds", "fly", "south", "at", "dawn"];
+    let words =
+        ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "nine", "birds", "fly", "south", "at", "dawn"];
     let mut text = String::new();
     let mut state = 1u64;
     for _ in 0..1000 {
@@ -36,8 +37,7 @@ fn config(text: &Path, optimizer: &str) -> Config {
 }
 
 fn run(config: &Config, dir: &Path, out: &str, resume: Option<PathBuf>) -> Summary {
-    let options =
-        RunOptions { out: Some(dir.join(out)), resume, metrics: None, runs: dir.join("runs") };
+    let options = RunOptions { out: Some(dir.join(out)), resume, metrics: None, runs: dir.join("runs") };
     train(config, &options, &|_: Event<'_>| {}).unwrap_or_else(|e| panic!("{e}"))
 }
 

@@ -1,0 +1,6 @@
+//! The real binary on small configurations: what it prints, how it exits, and what it leaves behind.
+
+mod commands;
+mod place;
+mod refusals;
+mod runs;
