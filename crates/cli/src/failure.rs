@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use phalanx::TrainError;
+use phalanx::plan::PlanError;
 
 use crate::output;
 
@@ -28,7 +29,7 @@ impl std::fmt::Display for ReaderGone {
 impl std::error::Error for ReaderGone {}
 
 /// Prints a failure's message and gives the contract's exit code: 0 success, 1 a check failed, 2 the user's input or
-/// environment; 101, as for any panic, if a rank panicked, which is a bug.
+/// environment; 101, as for any panic, for what is a bug.
 pub fn exit_code(result: anyhow::Result<Verdict>) -> ExitCode {
     match result {
         Ok(Verdict::Success) => ExitCode::SUCCESS,
@@ -38,7 +39,8 @@ pub fn exit_code(result: anyhow::Result<Verdict>) -> ExitCode {
             // Messages name their causes themselves.
             output::note(&format!("error: {error}"));
             match error.downcast_ref::<TrainError>() {
-                Some(TrainError::Panicked { .. }) => {
+                // A Program that the checker refuses was written wrongly, like one that panics.
+                Some(TrainError::Panicked { .. } | TrainError::Plan(PlanError::Program { .. })) => {
                     output::note("this is a bug in Phalanx: please report it with the lines above");
                     ExitCode::from(101)
                 }

@@ -36,3 +36,6 @@ pub use pipeline::Schedule;
 pub use placement::Placement;
 pub use simulate::{Costs, Span, Timeline, Times};
 pub use transfers::Step;
+
+#[cfg(test)]
+mod mutant_tests;

@@ -333,13 +333,17 @@ mod tests {
     #[test]
     fn sends_that_wait_for_each_other_need_a_buffer() {
         // Both ranks send before they receive.
-        let rows = ["0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0B0,0RECV_B1,0B1", "1RECV_F0,1F0,1B0,1SEND_B0,1RECV_F1,1F1,1B1,1SEND_B1"];
+        let rows = [
+            "0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0B0,0RECV_B1,0B1",
+            "1RECV_F0,1F0,1B0,1SEND_B0,1RECV_F1,1F1,1B1,1SEND_B1",
+        ];
         let (schedule, sorted) = one_f_one_b();
         let find = |rank: usize, name: &str| {
             let step = sorted[rank].iter().find(|step| step.to_string() == name);
             *step.unwrap()
         };
-        let steps: Vec<Vec<Step>> = (0..2).map(|rank| rows[rank].split(',').map(|name| find(rank, name)).collect()).collect();
+        let steps: Vec<Vec<Step>> =
+            (0..2).map(|rank| rows[rank].split(',').map(|name| find(rank, name)).collect()).collect();
         insta::assert_snapshot!(schedule.check_transfers(&steps, 0).unwrap_err(), @"");
         schedule.check_transfers(&steps, 1).unwrap();
     }

@@ -22,7 +22,7 @@ pub struct Small {
 }
 
 impl Default for Small {
-    /// LLaMA style, 2 key-value heads for 4 query heads, vocabulary 53, 7 layers, AdamW, dropout, clipping.
+    /// LLaMA style, 2 key-value heads for 4 query heads, vocabulary 53, sequences of 15, 7 layers, AdamW, dropout, clipping.
     fn default() -> Small {
         Small { family: "llama", tied: true, optimizer: "adamw", num_layers: 7, batch: 12, dropout: 0.1 }
     }
@@ -37,8 +37,8 @@ impl Small {
         let kv = if self.family == "llama" { "num_kv_heads = 2" } else { "" };
         let momentum = if self.optimizer == "sgd" { "momentum = 0.9\nnesterov = true" } else { "" };
         let text = format!(
-            "[model]\nfamily = \"{}\"\nnum_layers = {}\nembed = 16\nnum_heads = 4\n{kv}\nmlp = 20\nvocab_size = 53\n\
-             tied = {}\ndropout = {}\n[data]\nsequence_length = 16\n[train]\nbatch = {}\nprecision = \"f64\"\n\
+            "[model]\nfamily = \"{}\"\nnum_layers = {}\nembed = 16\nnum_heads = 4\n{kv}\nmlp = 21\nvocab_size = 53\n\
+             tied = {}\ndropout = {}\n[data]\nsequence_length = 15\n[train]\nbatch = {}\nprecision = \"f64\"\n\
              optimizer = \"{}\"\n{momentum}\nlr = 1e-2\nlr_schedule = \"constant\"\nwarmup_steps = 0\n\
              weight_decay = 0.1\nclip_norm = 0.1\nseed = 7\n",
             self.family, self.num_layers, self.tied, self.dropout, self.batch, self.optimizer

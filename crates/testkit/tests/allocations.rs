@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use plan::Chooser;
-use runtime::{Executor, StepInput};
+use runtime::{Executor, RankMemory, StepInput};
 use testkit::Small;
 use train::synthetic::Synthetic;
 use train::{TrainError, assemble, ranks};
@@ -54,7 +54,9 @@ fn after_the_first_step_only_the_gemm_library_allocates() {
         ranks::run(stepper.plan.mesh.world_size(), Duration::from_secs(60), |world| {
             let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(mesh::Axis::Pp);
             let program = stepper.program(pipeline_rank, &Chooser::Policy, false)?;
+            let reserved = RankMemory::of(&[(&stepper.plan, &program)]).arena_bytes();
             let mut executor = Executor::new(world, vec![(stepper.plan.clone(), program)], 1, None)?;
+            assert_eq!(executor.arena_bytes(), reserved, "what was said beforehand is what is reserved");
             executor.initialise(&stepper.graph, 1)?;
             for step in 1..=4 {
                 let mut batch = Synthetic { seed: 1, step, vocab_size: decoder.vocab_size };

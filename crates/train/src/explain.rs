@@ -26,6 +26,8 @@ pub use listing::{StageListing, listing};
 
 /// More layers than this are a typo, and would be a graph of millions of nodes.
 const MAX_LAYERS: usize = 1 << 16;
+/// More sequences or positions than this are a typo, and would be tables of as many entries.
+const MAX_EXTENT: usize = 1 << 26;
 /// Beyond this many bytes, sums of sizes might leave 64 bits.
 const MAX_TOTAL_BYTES: u128 = 1 << 62;
 
@@ -272,6 +274,13 @@ pub fn check_size(config: &Config, decoder: &Decoder) -> Result<(), TrainError> 
     };
     if decoder.num_layers > MAX_LAYERS {
         return refuse("model.num_layers", decoder.num_layers.to_string(), "use at most 65536 layers");
+    }
+    for (key, extent) in
+        [("train.batch", config.train.batch), ("data.sequence_length", config.data.sequence_length)]
+    {
+        if extent > MAX_EXTENT {
+            return refuse(key, extent.to_string(), "use at most 67108864");
+        }
     }
     let wide = |n: usize| n as u128;
     let layers = wide(decoder.num_layers);

@@ -77,7 +77,8 @@ fn parity_agrees_or_exits_with_1() {
 #[test]
 fn parity_of_all_layouts_of_two_ranks() {
     let place = Place::new();
-    let report = place.json(&["parity", "small.toml", "--all", "--max-world", "2", "--steps", "2", "--json"]);
+    let small = ["--set", "model.num_layers=3", "--max-world", "2", "--steps", "2"];
+    let report = place.json(&[&["parity", "small.toml", "--all", "--json"], &small[..]].concat());
     assert_eq!(report["ok"], true, "{report}");
     let meshes: Vec<&str> =
         report["layouts"].as_array().unwrap().iter().map(|l| l["mesh"].as_str().unwrap()).collect();

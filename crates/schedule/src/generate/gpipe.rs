@@ -21,21 +21,3 @@ fn build(request: &Request) -> Result<Schedule, ScheduleError> {
         forwards.chain(backwards).collect()
     }))
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::{Times, generate};
-
-    #[test]
-    fn closed_forms() {
-        for p in 1..=6 {
-            for m in 1..=10 {
-                let schedule = generate("gpipe", p, m, 1).unwrap();
-                let timeline = schedule.simulate(&Times::new(3.0, 2.0, 4.0)).unwrap();
-                assert_eq!(timeline.bubble, (p - 1) as f64 * 9.0, "p {p} m {m}");
-                assert_eq!(schedule.peak_live(), vec![m; p]);
-                assert_eq!(schedule.slots().num_slots, vec![m; p]);
-            }
-        }
-    }
-}

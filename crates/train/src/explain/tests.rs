@@ -128,7 +128,7 @@ fn absurd_sizes_are_refused_before_any_arithmetic_overflows() {
         ("model.mlp=1000000000", ""),
         ("model.vocab_size=1099511627776", ""),
         ("train.batch=1000000000000", "train.batch"),
-        ("data.sequence_length=1099511627776", "train.batch"),
+        ("data.sequence_length=1099511627776", "data.sequence_length"),
     ] {
         let sets = [set.to_owned()];
         let config = Config::from_bytes(Path::new("small.toml"), SMALL.as_bytes(), &sets, None).unwrap();
