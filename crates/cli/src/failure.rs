@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use phalanx::TrainError;
-use phalanx::plan::PlanError;
 
 use crate::output;
 
@@ -38,14 +37,11 @@ pub fn exit_code(result: anyhow::Result<Verdict>) -> ExitCode {
         Err(error) => {
             // Messages name their causes themselves.
             output::note(&format!("error: {error}"));
-            match error.downcast_ref::<TrainError>() {
-                // A Program that the checker refuses was written wrongly, like one that panics.
-                Some(TrainError::Panicked { .. } | TrainError::Plan(PlanError::Program { .. })) => {
-                    output::note("this is a bug in Phalanx: please report it with the lines above");
-                    ExitCode::from(101)
-                }
-                _ => ExitCode::from(2),
+            if error.downcast_ref::<TrainError>().is_some_and(TrainError::is_bug) {
+                output::note("this is a bug in Phalanx: please report it with the lines above");
+                return ExitCode::from(101);
             }
+            ExitCode::from(2)
         }
     }
 }

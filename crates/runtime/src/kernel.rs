@@ -308,7 +308,6 @@ fn clip<T: Float>(max_norm: f64, statistics: &[T]) -> (T, T) {
     }
     let squares: f64 = statistics[2..].iter().map(|s| s.to_f64()).sum();
     let norm = squares.sqrt() / tokens;
-    // A norm that is not a number must not look like one that needs no clipping.
-    let clipping = if max_norm > 0.0 && !(norm <= max_norm) { max_norm / norm } else { 1.0 };
+    let clipping = if max_norm > 0.0 { (max_norm / norm).min(1.0) } else { 1.0 };
     (T::from_f64(clipping / tokens), T::from_f64(norm))
 }

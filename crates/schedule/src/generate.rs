@@ -138,8 +138,7 @@ mod tests {
     fn every_generator_passes_the_check() {
         for generator in generators() {
             for chunks in generator.chunks.map_or(vec![1, 2, 3], |chunks| vec![chunks]) {
-                for (num_ranks, num_microbatches) in (1..=5).flat_map(|p| [1, 2, 3, 5, 8, 12].map(|m| (p, m)))
-                {
+                for (num_ranks, num_microbatches) in (1..=5).flat_map(|p| [1, 3, 8, 10].map(|m| (p, m))) {
                     match generate(generator.name, num_ranks, num_microbatches, chunks) {
                         Ok(schedule) => schedule.check().unwrap(),
                         Err(ScheduleError::Rounds { .. }) => {

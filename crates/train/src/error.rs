@@ -10,7 +10,7 @@ use crate::run_dir::RunDirError;
 pub enum TrainError {
     /// The configuration.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(Box<ConfigError>),
     /// The model's shape.
     #[error(transparent)]
     Model(#[from] models::ModelError),
@@ -19,16 +19,16 @@ pub enum TrainError {
     Graph(#[from] graph::GraphError),
     /// The division over ranks.
     #[error(transparent)]
-    Plan(#[from] plan::PlanError),
+    Plan(Box<plan::PlanError>),
     /// Text, tokenizer or token cache.
     #[error(transparent)]
-    Data(#[from] data::DataError),
+    Data(Box<data::DataError>),
     /// A checkpoint.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Checkpoint(Box<CheckpointError>),
     /// The run's directory.
     #[error(transparent)]
-    RunDir(#[from] RunDirError),
+    RunDir(Box<RunDirError>),
     /// A rank, while running.
     #[error(transparent)]
     Runtime(#[from] runtime::RuntimeError),
@@ -83,7 +83,7 @@ pub enum TrainError {
     },
     /// Training went astray.
     #[error(
-        "step {step}: the loss is {loss}; lower train.lr, raise train.warmup_steps or set train.clip_norm (the last \
+        "step {step}: the loss is {loss} and the gradient's norm {grad_norm}; lower train.lr, raise train.warmup_steps or set train.clip_norm (the last \
          good checkpoint is kept)"
     )]
     NotFinite {
@@ -91,6 +91,8 @@ pub enum TrainError {
         step: u64,
         /// Its loss.
         loss: f64,
+        /// Norm of its gradient.
+        grad_norm: f64,
     },
     /// A rank's thread panicked: a bug.
     #[error("rank {rank} panicked: {message}")]
@@ -102,7 +104,35 @@ pub enum TrainError {
     },
 }
 
+/// The larger errors travel in a box, so that every `Result` stays small.
+macro_rules! boxed {
+    ($($variant:ident($error:ty)),* $(,)?) => {$(
+        impl From<$error> for TrainError {
+            fn from(error: $error) -> TrainError {
+                TrainError::$variant(Box::new(error))
+            }
+        }
+    )*};
+}
+
+boxed! {
+    Config(ConfigError),
+    Plan(plan::PlanError),
+    Checkpoint(CheckpointError),
+    Data(data::DataError),
+    RunDir(RunDirError),
+}
+
 impl TrainError {
+    /// Whether the fault is ours: a rank that panicked, a Program that the checker refuses.
+    pub fn is_bug(&self) -> bool {
+        match self {
+            TrainError::Panicked { .. } => true,
+            TrainError::Plan(error) => matches!(**error, plan::PlanError::Program { .. }),
+            _ => false,
+        }
+    }
+
     /// Whether this is only the echo of another rank's failure.
     pub fn is_echo(&self) -> bool {
         use comm::CommError::{Aborted, PeerGone};

@@ -311,8 +311,8 @@ impl Run<'_> {
             position += train.batch as u64;
             outcome.last_loss = report.loss;
             self.report(executor, Event::Step(&report), &report)?;
-            if !report.loss.is_finite() {
-                return Err(TrainError::NotFinite { step, loss: report.loss });
+            if !(report.loss.is_finite() && report.grad_norm.is_finite()) {
+                return Err(TrainError::NotFinite { step, loss: report.loss, grad_norm: report.grad_norm });
             }
             let due = |every: usize| every > 0 && step % every as u64 == 0;
             if let Some(evaluator) = &mut evaluator

@@ -139,7 +139,7 @@ fn more_memory_never_makes_a_schedule_worse_than_its_family() {
     ];
     for (v, family) in families {
         for p in 2..=8 {
-            for m in [p, 2 * p, 3 * p] {
+            for m in (1..=3 * p).filter(|m| m % p == 0 || family[0] != "looped") {
                 let made = family.iter().map(|name| generate(name, p, m, v).unwrap());
                 let made: Vec<Schedule> = made.collect();
                 for (one, other) in made.iter().flat_map(|one| made.iter().map(move |other| (one, other))) {
@@ -167,8 +167,8 @@ fn more_memory_never_makes_a_schedule_worse_than_its_family() {
 
 #[test]
 fn auto_is_never_worse_than_a_named_schedule_of_its_memory() {
-    for (p, m) in [(2, 4), (3, 7), (4, 8), (6, 6)] {
-        for (forward, input, weight) in times().into_iter().take(5) {
+    for (p, m) in [(2, 4), (3, 7), (4, 8)] {
+        for (forward, input, weight) in times().into_iter().take(4) {
             let times = Times { comm: 0.25, ..Times::new(forward, input, weight) };
             for v in 1..=2 {
                 let mut best = f64::INFINITY;
@@ -180,7 +180,8 @@ fn auto_is_never_worse_than_a_named_schedule_of_its_memory() {
                     let bubble = schedule.simulate(&times).unwrap().bubble;
                     named.push((schedule.peak_live().into_iter().max().unwrap(), bubble));
                 }
-                named.sort_by_key(|(peak, _)| *peak);
+                named.sort_by(|one, other| one.partial_cmp(other).unwrap());
+                named.dedup_by_key(|(peak, _)| *peak);
                 for (peak, bubble) in named {
                     let request = Request { times, memory_cap: Some(peak), ..Request::new(p, m, v) };
                     let auto = find("auto").unwrap().generate(&request).unwrap();

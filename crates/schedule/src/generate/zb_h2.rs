@@ -11,15 +11,18 @@ pub(super) const GENERATOR: Generator = Generator {
 };
 
 /// Rank `d` of `p` warms up with `2 (p - 1 - d) + 1` forwards, then does `I`, `W`, `F` in turn, its `W`
-/// lagging `2 d` behind its `I`.
+/// lagging `2 d` behind its `I`. Fewer than `2p - 1` microbatches cannot fill that; for some times it would
+/// then be worse than ZB-H1, so the order is ZB-H1's.
 ///
 /// # Source
 /// Qi et al., "Zero Bubble Pipeline Parallelism", 2023, section 2.2 and figure 3.
 fn build(request: &Request) -> Result<Schedule, ScheduleError> {
-    let num_microbatches = request.num_microbatches;
+    let (num_ranks, num_microbatches) = (request.num_ranks, request.num_microbatches);
+    let full = num_microbatches + 1 >= 2 * num_ranks;
     Ok(request.schedule(GENERATOR.name, Placement::Linear, |stage| {
-        let warmup = num_microbatches.min(2 * (request.num_ranks - 1 - stage) + 1);
-        let lag = num_microbatches.min(2 * stage);
+        let after = num_ranks - 1 - stage;
+        let warmup = num_microbatches.min(after + 1 + if full { after } else { 0 });
+        let lag = num_microbatches.min(if full { 2 * stage } else { stage });
         let mut actions = Vec::with_capacity(3 * num_microbatches);
         actions.extend((0..warmup).map(|microbatch| Action::forward(stage, microbatch)));
         for microbatch in 0..num_microbatches {
