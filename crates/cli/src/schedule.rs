@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::anyhow;
-use phalanx::schedule::{Schedule, generate};
+use phalanx::schedule::{Request, Schedule, find};
 use serde::Serialize;
 
 use crate::arguments::ScheduleArguments;
@@ -52,7 +52,11 @@ fn schedule(arguments: &ScheduleArguments) -> anyhow::Result<Schedule> {
     let Some(path) = &arguments.from_csv else {
         let name = arguments.name.as_deref().unwrap_or_default();
         let (stages, microbatches) = (arguments.stages.unwrap_or(0), arguments.microbatches.unwrap_or(0));
-        return Ok(generate(name, stages, microbatches, arguments.chunks)?);
+        let generator = find(name)?;
+        // 1 is also what stands there if nothing is said; a V has two.
+        let chunks = generator.chunks.filter(|_| arguments.chunks == 1).unwrap_or(arguments.chunks);
+        let request = Request { times: arguments.times, ..Request::new(stages, microbatches, chunks) };
+        return Ok(generator.generate(&request)?);
     };
     let text = fs::read_to_string(path)
         .map_err(|e| anyhow!("cannot read {}: {e}; give a CSV file to --from-csv", path.display()))?;

@@ -15,28 +15,39 @@ impl Lowering<'_> {
         Axis::ALL.into_iter().fold(Layout::WHOLE, |l, a| l.with(a, self.plan.home(a, dims)))
     }
 
-    fn pipeline_rank_of(&self, node: &Node) -> Option<usize> {
+    /// The stage that runs a node; none for updates.
+    pub(super) fn stage_of(&self, node: &Node) -> Option<usize> {
         match (node.role, node.place) {
             (Role::Update, _) => None,
-            (_, Place::Layer(layer)) => Some(self.plan.pipeline_rank_of_layer(layer)),
+            (_, Place::Layer(layer)) => Some(self.plan.stage_of_layer(layer)),
             _ => None,
         }
     }
 
-    /// Receives `value` if `reader` is here and its maker elsewhere, once, in the phase in which it is made.
-    pub(super) fn receive(&mut self, value: ValueId, reader: &Node) {
+    /// Identity of a value on its way to a stage, the same at both ends.
+    fn tag(&self, value: ValueId, stage: usize) -> u64 {
+        u64::from(value.0) * self.plan.schedule.num_stages as u64 + stage as u64
+    }
+
+    /// Receives `value` on the present stage if another one makes it, once, in the phase in which it is made.
+    pub(super) fn receive(&mut self, value: ValueId) {
         let maker = self.graph.producer(value);
-        if maker.op.is_source() || matches!(maker.op, Op::State(_)) || self.canonical.contains_key(&value) {
+        if maker.op.is_source()
+            || matches!(maker.op, Op::State(_))
+            || self.canonical.contains_key(&self.key(value))
+        {
             return;
         }
-        let from = self.pipeline_rank_of(maker).expect("a layer's value");
-        let Place::Layer(layer) = reader.place else { unreachable!("only layers receive") };
-        let block = self.block(Some(self.plan.stage_of_layer(layer)), self.phase(maker.role));
+        let (Some(stage), Some(made_by)) = (self.stage, self.stage_of(maker)) else {
+            unreachable!("only layers receive, from layers")
+        };
+        let from = self.plan.schedule.placement[made_by];
+        let block = self.block(Some(stage), self.phase(maker.role));
         let layout = self.home_layout(value);
         let dims = self.graph.value(value).dims.clone();
         let output = self.new_buffer(value, &dims, layout);
-        self.emit(block, Instruction::Recv { output, from, tag: u64::from(value.0) });
-        self.canonical.insert(value, Version { layout, buffer: output });
+        self.emit(block, Instruction::Recv { output, from, tag: self.tag(value, stage) });
+        self.set_canonical(value, Version { layout, buffer: output });
     }
 
     /// Does what the readers of a new value in other blocks, ranks and in the update need.
@@ -48,31 +59,32 @@ impl Lowering<'_> {
         let mut is_gradient = false;
         for id in readers {
             let reader = self.graph.node(id).clone();
-            match self.pipeline_rank_of(&reader) {
+            match self.stage_of(&reader) {
                 None => {
                     in_update = true;
                     is_gradient |= matches!(reader.place, Place::Holders(_));
                 }
-                Some(rank) if rank == self.pipeline_rank => in_other_block |= self.block_of(&reader) != block,
-                Some(rank) if !to.contains(&rank) => to.push(rank),
+                stage if stage == self.stage => in_other_block |= self.block_of(&reader) != block,
+                Some(stage) if !to.contains(&stage) => to.push(stage),
                 Some(_) => {}
             }
         }
         let observed = self.observe && self.graph.outputs().iter().any(|(_, v)| *v == value);
         if in_other_block {
             // Readers elsewhere see the value with nothing owed.
-            let version = self.canonical[&value];
+            let version = self.canonical(value);
             let dims = self.graph.value(value).dims.clone();
             let layout = Axis::SPACE.into_iter().fold(version.layout, |l, a| {
                 if l.get(a).is_partial() { l.with(a, self.plan.home(a, &dims)) } else { l }
             });
             let buffer = self.need(block, value, maker.role, layout);
-            self.canonical.insert(value, Version { layout, buffer });
+            self.set_canonical(value, Version { layout, buffer });
         }
-        for rank in to {
+        for stage in to {
             let home = self.home_layout(value);
             let input = self.need(block, value, maker.role, home);
-            self.emit(block, Instruction::Send { input, to: rank, tag: u64::from(value.0) });
+            let to = self.plan.schedule.placement[stage];
+            self.emit(block, Instruction::Send { input, to, tag: self.tag(value, stage) });
         }
         if in_update || observed {
             self.cross_into_update(block, value, maker, is_gradient);
@@ -85,7 +97,7 @@ impl Lowering<'_> {
     /// over dp and cp stay owed until the update, where they are paid once per step.
     fn cross_into_update(&mut self, block: usize, value: ValueId, maker: &Node, is_gradient: bool) {
         let dims = self.graph.value(value).dims.clone();
-        let version = self.canonical[&value];
+        let version = self.canonical(value);
         let layout = Axis::SPACE.into_iter().fold(version.layout, |layout, axis| {
             let home = match is_gradient {
                 true => self.plan.state_home(axis, &dims, StateHome::Gradient),

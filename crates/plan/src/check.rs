@@ -49,8 +49,7 @@ pub fn check_world(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
     for program in programs {
         let here = program.pipeline_rank;
         for (action, _) in &program.actions {
-            let Some(block) = program.block(Some(action.stage), Phase::of(action.kind)) else { continue };
-            for instruction in &block.instructions {
+            for instruction in program.blocks_of(action).flat_map(|b| &program.blocks[b].instructions) {
                 let (list, key, id) = match instruction {
                     Instruction::Send { input, to, tag } => {
                         (&mut sent, (here, *to, *tag, action.microbatch), *input)
@@ -85,10 +84,11 @@ pub fn check_world(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
 /// Groups that span pipeline ranks see the same collectives in the same order on each.
 fn collectives_across_stages(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
     let sequence = |program: &Program, key: &GroupKey| -> Vec<(Collective, usize)> {
-        let actions = program.actions.iter().map(|(a, _)| (Some(a.stage), Phase::of(a.kind)));
-        let order = std::iter::once((None, Phase::Begin)).chain(actions).chain([(None, Phase::Update)]);
+        let microbatches =
+            program.actions.iter().flat_map(|(a, _)| program.blocks_of(a)).map(|b| &program.blocks[b]);
+        let order = program.block(None, Phase::Begin).into_iter().chain(microbatches);
         order
-            .filter_map(|(stage, phase)| program.block(stage, phase))
+            .chain(program.block(None, Phase::Update))
             .flat_map(|b| &b.instructions)
             .filter_map(|i| match i {
                 Instruction::Start { collective, count, group, .. } if program.groups[*group] == *key => {

@@ -62,7 +62,10 @@ pub(crate) struct Lowering<'a> {
     outputs: Vec<(String, BufferId)>,
     num_tickets: usize,
     /// The version of each value that other blocks read.
-    canonical: HashMap<ValueId, Version>,
+    /// A stage that receives a value has a version of its own, also from another stage of the same rank.
+    canonical: HashMap<(ValueId, Option<usize>), Version>,
+    /// The stage that is being lowered; none in the update.
+    stage: Option<usize>,
     /// The version that the update reads of a value made by microbatches.
     step: HashMap<ValueId, Version>,
     /// Versions made in a block for that block.
@@ -98,6 +101,7 @@ impl<'a> Lowering<'a> {
             outputs: vec![],
             num_tickets: 0,
             canonical: HashMap::new(),
+            stage: None,
             step: HashMap::new(),
             memo: HashMap::new(),
         }
@@ -207,6 +211,21 @@ impl<'a> Lowering<'a> {
 
     // ---- versions ----
 
+    /// States and what updates make belong to the rank, everything else to a stage.
+    fn key(&self, value: ValueId) -> (ValueId, Option<usize>) {
+        let maker = self.graph.producer(value);
+        let of_rank = maker.role == Role::Update || matches!(maker.op, Op::State(_));
+        (value, if of_rank { None } else { self.stage })
+    }
+
+    fn canonical(&self, value: ValueId) -> Version {
+        self.canonical[&self.key(value)]
+    }
+
+    fn set_canonical(&mut self, value: ValueId, version: Version) {
+        self.canonical.insert(self.key(value), version);
+    }
+
     /// What is known of `value` when a node of `role` reads it, if it exists on this rank.
     fn version(&mut self, value: ValueId, role: Role) -> Option<Version> {
         if role == Role::Update
@@ -214,7 +233,7 @@ impl<'a> Lowering<'a> {
         {
             return Some(*version);
         }
-        if let Some(version) = self.canonical.get(&value) {
+        if let Some(version) = self.canonical.get(&self.key(value)) {
             return Some(*version);
         }
         let Op::State(state) = &self.graph.producer(value).op else { return None };
@@ -225,7 +244,7 @@ impl<'a> Lowering<'a> {
         self.set_class(buffer, Class::State);
         self.states.push((name, buffer));
         let version = Version { layout, buffer };
-        self.canonical.insert(value, version);
+        self.set_canonical(value, version);
         Some(version)
     }
 
@@ -294,11 +313,12 @@ impl<'a> Lowering<'a> {
 
     fn node(&mut self, id: NodeId) {
         let node = self.graph.node(id).clone();
-        if node.role == Role::Update {
+        self.stage = self.stage_of(&node);
+        if self.stage.is_none() {
             return self.update_node(&node);
         }
         for value in &node.inputs {
-            self.receive(*value, &node);
+            self.receive(*value);
         }
         let block = self.block_of(&node);
         self.compute(block, &node, &node.inputs);
@@ -333,7 +353,7 @@ impl<'a> Lowering<'a> {
                 }
                 _ => self.new_buffer(*value, &dims, layout),
             };
-            self.canonical.insert(*value, Version { layout, buffer });
+            self.set_canonical(*value, Version { layout, buffer });
             outputs.push(buffer);
         }
         if let Op::Rename { .. } = node.op {
@@ -409,7 +429,7 @@ impl<'a> Lowering<'a> {
             if !self.observe && !keep_always.contains(&name.as_str()) {
                 continue;
             }
-            let made_here = self.step.get(value).or_else(|| self.canonical.get(value)).copied();
+            let made_here = self.step.get(value).or_else(|| self.canonical.get(&(*value, None))).copied();
             if let Some(version) = made_here.filter(|_| self.is_step_value(*value)) {
                 self.set_class(version.buffer, Class::Step);
                 self.outputs.push((name.clone(), version.buffer));

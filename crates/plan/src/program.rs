@@ -418,6 +418,16 @@ impl Program {
         self.blocks.iter().find(|b| b.stage == stage && b.phase == phase)
     }
 
+    /// The blocks that an action runs, in order: a whole backward on a program that splits it runs I, then W.
+    pub fn blocks_of(&self, action: &Action) -> impl Iterator<Item = usize> + '_ {
+        let (stage, kind) = (Some(action.stage), action.kind);
+        let find = move |phase| self.blocks.iter().position(|b| b.stage == stage && b.phase == phase);
+        let whole = find(Phase::of(kind));
+        let halves = (kind == Kind::Backward && whole.is_none())
+            .then(|| [find(Phase::BackwardInput), find(Phase::BackwardWeight)]);
+        whole.into_iter().chain(halves.into_iter().flatten().flatten())
+    }
+
     /// The named result.
     pub fn output(&self, name: &str) -> Option<BufferId> {
         self.outputs.iter().find(|(n, _)| n == name).map(|(_, b)| *b)

@@ -33,16 +33,25 @@ impl Lowering<'_> {
         let uses: Vec<ValueId> = node.inputs.iter().copied().filter(|v| self.made_here(*v)).collect();
         let result = node.outputs[0];
         let dims = self.graph.value(result).dims.clone();
-        if let [only] = uses[..] {
-            let version = self.version(only, Role::Update).expect("filtered above");
-            self.canonical.insert(result, version);
-        } else {
-            self.compute(block, node, &uses);
-        }
         let home = Axis::SPACE
             .into_iter()
             .fold(Layout::WHOLE, |l, a| l.with(a, self.plan.state_home(a, &dims, StateHome::Optimizer)));
-        let mut version = self.canonical[&result];
+        if let [only] = uses[..] {
+            let version = self.version(only, Role::Update).expect("filtered above");
+            self.set_canonical(result, version);
+        } else {
+            if self.plan.schedule.num_stages > 1 {
+                // Uses may lie on one rank or on several, as the schedule places stages. Paid one by one and added
+                // then, they give the same bits either way.
+                for value in &uses {
+                    let version = self.version(*value, Role::Update).expect("filtered above");
+                    let paid = self.redistribute(block, *value, version, home, true);
+                    self.step.insert(*value, paid);
+                }
+            }
+            self.compute(block, node, &uses);
+        }
+        let mut version = self.canonical(result);
         if version.layout != home {
             version = self.redistribute(block, result, version, home, true);
         }
@@ -51,7 +60,7 @@ impl Lowering<'_> {
             let key = GroupKey { axes: AxisSet::EMPTY, pipeline_ranks: Some(holders) };
             self.all_reduce_over(block, version.buffer, Reduce::Sum, key);
         }
-        self.canonical.insert(result, version);
+        self.set_canonical(result, version);
     }
 
     /// Every scalar into its place; what is whole counts once; then one all_reduce over the world.
@@ -75,7 +84,7 @@ impl Lowering<'_> {
         if !axes.is_empty() {
             self.all_reduce_over(block, buffer, Reduce::Sum, GroupKey { axes, pipeline_ranks: None });
         }
-        self.canonical.insert(result, Version { layout: Layout::WHOLE, buffer });
+        self.set_canonical(result, Version { layout: Layout::WHOLE, buffer });
     }
 
     /// The value of one pipeline rank on all: whole there, zero elsewhere, summed over pp.
@@ -94,7 +103,7 @@ impl Lowering<'_> {
             let key = GroupKey { axes: AxisSet::EMPTY.with(Axis::Pp), pipeline_ranks: None };
             self.all_reduce_over(block, buffer, Reduce::Sum, key);
         }
-        self.canonical.insert(result, Version { layout: Layout::WHOLE, buffer });
+        self.set_canonical(result, Version { layout: Layout::WHOLE, buffer });
     }
 
     /// Brings updated states that were changed in another layout back into their buffers.
@@ -102,7 +111,7 @@ impl Lowering<'_> {
         for (result, operand) in node.op.in_place() {
             let Op::State(state) = &self.graph.producer(node.inputs[*operand]).op else { continue };
             let state_version = self.version(node.inputs[*operand], Role::Update).expect("a state");
-            let updated = self.canonical[&node.outputs[*result]];
+            let updated = self.canonical(node.outputs[*result]);
             if updated.buffer == state_version.buffer {
                 continue;
             }

@@ -301,18 +301,19 @@ impl Executor {
 
     fn step(&self, program: usize, batch: &mut dyn Batch, input: &StepInput<'_>) -> Result<(), RuntimeError> {
         let bound = &self.programs[program];
-        let run = |this: &Executor, batch: &mut dyn Batch, stage, phase, slot, microbatch| {
-            let at = bound.program.blocks.iter().position(|b| b.stage == stage && b.phase == phase);
-            match at {
-                None => Ok(()),
-                Some(at) => this.block(bound, at, slot, microbatch, batch, input, program),
-            }
-        };
-        run(self, batch, None, Phase::Begin, 0, 0)?;
-        for (action, slot) in &bound.program.actions {
-            run(self, batch, Some(action.stage), Phase::of(action.kind), *slot, action.microbatch)?;
+        let of_rank = |phase| bound.program.blocks.iter().position(|b| b.stage.is_none() && b.phase == phase);
+        if let Some(begin) = of_rank(Phase::Begin) {
+            self.block(bound, begin, 0, 0, batch, input, program)?;
         }
-        run(self, batch, None, Phase::Update, 0, 0)
+        for (action, slot) in &bound.program.actions {
+            for at in bound.program.blocks_of(action) {
+                self.block(bound, at, *slot, action.microbatch, batch, input, program)?;
+            }
+        }
+        match of_rank(Phase::Update) {
+            Some(update) => self.block(bound, update, 0, 0, batch, input, program),
+            None => Ok(()),
+        }
     }
 
     fn block(

@@ -133,7 +133,10 @@ mod tests {
         0F0,0F1,0B0,0F2,0B1,0B2
         1F0,1B0,1F1,1B1,1F2,1B2
         ");
-        insta::assert_snapshot!(generate("dualpipe-v", 2, 4, 2).unwrap().to_csv(), @"");
+        insta::assert_snapshot!(generate("dualpipe-v", 2, 4, 2).unwrap().to_csv(), @r"
+        0F0,0F1,0F2,3F0,3I0,3W0,3F1,(0F3;3B1)OVERLAP_F_B,(3F2;0B0)OVERLAP_F_B,3B2,(3F3;0B1)OVERLAP_F_B,3B3,0I2,0W2,0I3,0W3
+        1F0,2F0,1F1,2F1,1F2,2B0,(2F2;1B0)OVERLAP_F_B,(1F3;2B1)OVERLAP_F_B,(2F3;1B1)OVERLAP_F_B,2B2,1B2,2I3,1I3,2W3,1W3
+        ");
     }
 
     /// `fixtures/make.py` wrote these by PyTorch 2.15's own classes.

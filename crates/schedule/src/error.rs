@@ -221,7 +221,7 @@ pub enum ScheduleError {
     },
     /// What one rank sends another is not what that one receives.
     #[error(
-        "rank {from} sends rank {to} as value {position} {}, but rank {to} receives {}; use one order on both",
+        "from rank {from} to rank {to}, value {position} (counted from 0): sent is {}, received is {}; use one order on both",
         show_value(sent),
         show_value(received)
     )]

@@ -8,6 +8,7 @@ mod interleaved;
 mod list;
 mod looped;
 mod one_f_one_b;
+mod search;
 mod zb_h1;
 mod zb_h2;
 mod zb_v;

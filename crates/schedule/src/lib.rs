@@ -26,6 +26,7 @@ mod live;
 mod pipeline;
 mod placement;
 mod simulate;
+mod svg;
 mod transfers;
 
 pub use action::{Action, Kind};

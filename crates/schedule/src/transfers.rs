@@ -314,7 +314,10 @@ mod tests {
         let (_, steps) = one_f_one_b();
         let rows: Vec<String> =
             steps.iter().map(|row| row.iter().map(Step::to_string).collect::<Vec<_>>().join(",")).collect();
-        insta::assert_snapshot!(rows.join("\n"), @"");
+        insta::assert_snapshot!(rows.join("\n"), @r"
+        0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0B0,0RECV_B1,0B1
+        1RECV_F0,1F0,1RECV_F1,1B0,1SEND_B0,1F1,1B1,1SEND_B1
+        ");
     }
 
     #[test]
@@ -324,10 +327,10 @@ mod tests {
             change(&mut steps);
             schedule.check_transfers(&steps, capacity).unwrap_err().to_string()
         };
-        insta::assert_snapshot!(message(|s| s[1].retain(|step| step.to_string() != "1RECV_F1"), 1), @"");
-        insta::assert_snapshot!(message(|s| s[0].retain(|step| step.to_string() != "0SEND_F1"), 1), @"");
-        insta::assert_snapshot!(message(|s| s[0].swap(0, 1), 1), @"");
-        insta::assert_snapshot!(message(|s| { s[0].pop(); }, 1), @"");
+        insta::assert_snapshot!(message(|s| s[1].retain(|step| step.to_string() != "1RECV_F1"), 1), @"rank 1, step 4: `1F1` comes without `1RECV_F1` before it; put `1RECV_F1` there");
+        insta::assert_snapshot!(message(|s| s[0].retain(|step| step.to_string() != "0SEND_F1"), 1), @"from rank 0 to rank 1, value 1 (counted from 0): sent is nothing, received is the value of `0F1`; use one order on both");
+        insta::assert_snapshot!(message(|s| s[0].swap(0, 1), 1), @"rank 0, step 0: `0SEND_F0` comes without `0F0` before it; put `0F0` there");
+        insta::assert_snapshot!(message(|s| { s[0].pop(); }, 1), @"`0B1` is missing from rank 0");
     }
 
     #[test]
@@ -344,7 +347,7 @@ mod tests {
         };
         let steps: Vec<Vec<Step>> =
             (0..2).map(|rank| rows[rank].split(',').map(|name| find(rank, name)).collect()).collect();
-        insta::assert_snapshot!(schedule.check_transfers(&steps, 0).unwrap_err(), @"");
+        insta::assert_snapshot!(schedule.check_transfers(&steps, 0).unwrap_err(), @"deadlock of transfers with room for 0 values on a channel: rank 0 waits in `0SEND_F1`, rank 1 waits in `1SEND_B0`; reorder one of these ranks");
         schedule.check_transfers(&steps, 1).unwrap();
     }
 
@@ -356,6 +359,6 @@ mod tests {
             (0..steps[0].len()).filter(|&at| matches!(steps[0][at], Step::Send { .. })).collect();
         let first = steps[0].remove(sends[0]);
         steps[0].insert(sends[1], first);
-        insta::assert_snapshot!(schedule.check_transfers(&steps, 4).unwrap_err(), @"");
+        insta::assert_snapshot!(schedule.check_transfers(&steps, 4).unwrap_err(), @"from rank 0 to rank 1, value 0 (counted from 0): sent is the value of `0F1`, received is the value of `0F0`; use one order on both");
     }
 }

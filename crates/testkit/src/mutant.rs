@@ -47,18 +47,14 @@ impl Mutant {
 /// How many collectives one step of a Program starts on each kind of group.
 pub fn count_collectives(program: &plan::Program) -> Vec<(String, usize)> {
     let mut counts: Vec<(String, usize)> = program.groups.iter().map(|g| (g.to_string(), 0)).collect();
-    let runs = |block: &plan::Block| match block.phase {
+    let runs = |at: usize| match program.blocks[at].phase {
         plan::Phase::Begin | plan::Phase::Update => 1,
-        phase => program
-            .actions
-            .iter()
-            .filter(|(a, _)| plan::Phase::of(a.kind) == phase && Some(a.stage) == block.stage)
-            .count(),
+        _ => program.actions.iter().flat_map(|(a, _)| program.blocks_of(a)).filter(|b| *b == at).count(),
     };
-    for block in &program.blocks {
+    for (at, block) in program.blocks.iter().enumerate() {
         for instruction in &block.instructions {
             if let plan::Instruction::Start { group, .. } = instruction {
-                counts[*group].1 += runs(block);
+                counts[*group].1 += runs(at);
             }
         }
     }

@@ -38,6 +38,13 @@ impl Stepper {
 /// A shape that cannot be, or a missing vocabulary.
 pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decoder, TrainError> {
     let model = &config.model;
+    if let Some(from) = &model.from {
+        return Err(TrainError::Unsupported {
+            key: "model.from",
+            value: from.display().to_string(),
+            remedy: "describe the model by its sizes; Hugging Face directories are not read yet",
+        });
+    }
     let vocab_size = model.vocab_size.or(tokenizer_vocab).ok_or_else(|| TrainError::Missing {
         key: "model.vocab_size",
         remedy: "set it, or name a tokenizer in data.tokenizer or data.tokenizer_vocab".to_owned(),
@@ -61,6 +68,7 @@ pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decode
         norm_eps: model.norm_eps,
     };
     decoder.check(config.data.sequence_length)?;
+    crate::explain::check_size(config, &decoder)?;
     Ok(decoder)
 }
 

@@ -111,7 +111,6 @@ pub(crate) struct Steps {
 impl Steps {
     fn new(config: &Config) -> Result<Steps, TrainError> {
         let decoder = assemble::decoder(config, vocabulary(config)?)?;
-        check_size(config, &decoder)?;
         let (training, evaluation) =
             (assemble::training(config, &decoder)?, assemble::evaluation(config, &decoder)?);
         Ok(Steps { training, evaluation })

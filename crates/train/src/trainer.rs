@@ -198,6 +198,11 @@ pub fn train(
     explain::check_memory(&arena_bytes)?;
     let text = text::open_with(config, tokenizer, Path::new(text::CACHE_DIR))?;
     let first_step = resume.as_ref().map_or(0, |c| c.manifest().step) + 1;
+    if let Some(missing) = options.metrics.as_deref().and_then(missing_parent) {
+        let problem =
+            "no such directory: create it, or name a file for --metrics in one that exists".to_owned();
+        return Err(TrainError::File { path: missing, problem });
+    }
     let run_dir = match (&options.out, &options.resume) {
         (Some(out), _) => RunDir::create_at(out)?,
         (None, Some(resume)) => RunDir::open_for_resume(resume)?,
@@ -259,6 +264,12 @@ pub fn train(
         peak_resident_bytes,
         arena_bytes_total: prepared.arena_bytes.iter().sum(),
     })
+}
+
+/// The directory that a file is to be written to, if it does not exist.
+fn missing_parent(path: &Path) -> Option<String> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty())?;
+    (!parent.is_dir()).then(|| parent.display().to_string())
 }
 
 /// The configuration with the vocabulary written out, as a checkpoint keeps it.

@@ -85,7 +85,7 @@ fn schedules_in_a_v() {
     for p in 2..=16 {
         let last = (p - 1) as f64;
         for m in [2 * p - 1, 2 * p, 3 * p, 4 * p + 1] {
-            let bubble = |f: f64, i: f64, w: f64| (i >= f && f >= w).then(|| 2.0 * last * (i - w));
+            let bubble = |f: f64, i: f64, w: f64| (i >= f && f >= w).then_some(2.0 * last * (i - w));
             check("zb-v", (p, m, 2), bubble, Box::new(move |_| 2 * p));
         }
         for m in [2 * p, 3 * p, 4 * p + 1] {
@@ -212,6 +212,18 @@ fn auto_finds_schedules_of_little_memory() {
         assert_eq!(auto(2 * p), 0.0, "the memory of 1F1B");
         assert!(auto(p + 2) <= one_f_one_b / 2.0, "V-Half {p} {m}: {}", auto(p + 2));
         assert!(auto(2 * p / 3 + 2) <= 1.2 * one_f_one_b, "V-Min {p} {m}: {}", auto(2 * p / 3 + 2));
+    }
+}
+
+#[test]
+fn auto_orders_whatever_takes_no_time() {
+    for (forward, input, weight) in [(0.0, 0.0, 0.0), (0.0, 1.0, 1.0), (1.0, 0.0, 0.0), (1.0, 1.0, 0.0)] {
+        for (p, v, cap) in [(1, 1, 1), (3, 1, 2), (3, 2, 2), (2, 4, 5)] {
+            let times = Times::new(forward, input, weight);
+            let request = Request { times, memory_cap: Some(cap), ..Request::new(p, 5, v) };
+            let auto = find("auto").unwrap().generate(&request).unwrap();
+            auto.check().unwrap();
+        }
     }
 }
 

@@ -4,3 +4,4 @@ mod finite_differences;
 mod mutants;
 mod parity;
 mod random_legal;
+mod schedules;

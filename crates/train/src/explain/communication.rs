@@ -62,13 +62,12 @@ pub(super) fn of(plan: &Plan, program: &Program) -> BTreeMap<Key, Traffic> {
 
 /// How often a block runs in a step.
 pub(super) fn runs(program: &Program, block: &Block) -> u64 {
+    let at = program.blocks.iter().position(|b| std::ptr::eq(b, block));
     match block.stage {
         None => 1,
-        stage => {
-            let names = |action: &schedule::Action| {
-                Some(action.stage) == stage && Phase::of(action.kind) == block.phase
-            };
-            program.actions.iter().filter(|(action, _)| names(action)).count() as u64
+        _ => {
+            program.actions.iter().flat_map(|(a, _)| program.blocks_of(a)).filter(|b| Some(*b) == at).count()
+                as u64
         }
     }
 }
