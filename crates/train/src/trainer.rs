@@ -385,6 +385,7 @@ impl Run<'_> {
             layout: self.layout.clone(),
         };
         let dir = saving::save(executor, &self.checkpoints, step, position, &about)?;
+        memory::release_freed();
         if executor.rank() == 0 {
             let seconds = started.elapsed().as_secs_f64();
             (self.observer)(Event::Checkpoint { step, dir: &dir, seconds });

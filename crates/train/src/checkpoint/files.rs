@@ -8,7 +8,7 @@ use std::path::Path;
 use super::error::CheckpointError;
 
 /// Bytes gathered before they are hashed and written.
-const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 1 << 16;
 
 /// Creates a directory and its parents.
 pub(super) fn create_dirs(path: &Path) -> Result<(), CheckpointError> {
