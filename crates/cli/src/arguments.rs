@@ -221,6 +221,8 @@ pub struct ParityArguments {
 Examples:
   phalanx schedule 1f1b --stages 4 --microbatches 8
   phalanx schedule gpipe --stages 4 --microbatches 8 --times 1,1,1,0.2 --json
+  phalanx schedule zb-v --stages 4 --microbatches 8 --svg schedule.svg
+  phalanx schedule auto --stages 4 --microbatches 8 --chunks 2 --times 2,3,1 --memory-cap 6
   phalanx schedule 1f1b --stages 4 --microbatches 8 --csv schedule.csv
   phalanx schedule --from-csv schedule.csv --times 2,2,1")]
 pub struct ScheduleArguments {
@@ -232,12 +234,18 @@ pub struct ScheduleArguments {
     /// Microbatches of a step
     #[arg(long, value_name = "M", required_unless_present = "from_csv", allow_negative_numbers = true)]
     pub microbatches: Option<usize>,
-    /// Stages on each pipeline rank
-    #[arg(long, value_name = "V", default_value_t = 1, allow_negative_numbers = true)]
-    pub chunks: usize,
+    /// Stages on each pipeline rank [default: 1, or as many as the schedule needs]
+    #[arg(long, value_name = "V", allow_negative_numbers = true)]
+    pub chunks: Option<usize>,
+    /// Most live chunks on a rank: `auto` keeps to it, any other schedule that needs more is refused
+    #[arg(long, value_name = "C", allow_negative_numbers = true)]
+    pub memory_cap: Option<usize>,
     /// Times of forward, backward for inputs, backward for weights, and of a transfer, on one stage
     #[arg(long, value_name = "F,I,W[,COMM]", default_value = "1,1,1", value_parser = times, allow_hyphen_values = true)]
     pub times: Times,
+    /// Draw it as SVG
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// Write it as CSV: a line per rank, an action per cell
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,

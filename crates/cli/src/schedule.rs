@@ -1,6 +1,7 @@
 //! `phalanx schedule`: makes, reads, draws and times a pipeline schedule.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::anyhow;
 use phalanx::schedule::{Request, Schedule, find};
@@ -25,10 +26,13 @@ struct Document {
 pub fn run(arguments: &ScheduleArguments) -> anyhow::Result<Verdict> {
     let schedule = schedule(arguments)?;
     schedule.check()?;
+    arguments.memory_cap.map_or(Ok(()), |cap| schedule.check_memory(cap))?;
     let timeline = schedule.simulate(&arguments.times)?;
     if let Some(path) = &arguments.csv {
-        fs::write(path, schedule.to_csv())
-            .map_err(|e| anyhow!("cannot write {}: {e}; give another file to --csv", path.display()))?;
+        write(path, "--csv", &schedule.to_csv())?;
+    }
+    if let Some(path) = &arguments.svg {
+        write(path, "--svg", &schedule.to_svg(&arguments.times)?)?;
     }
     if arguments.json {
         let strings = |rank: &Vec<_>| rank.iter().map(ToString::to_string).collect();
@@ -48,14 +52,19 @@ pub fn run(arguments: &ScheduleArguments) -> anyhow::Result<Verdict> {
     Ok(Verdict::Success)
 }
 
+fn write(path: &Path, flag: &str, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text)
+        .map_err(|e| anyhow!("cannot write {}: {e}; give another file to {flag}", path.display()))
+}
+
 fn schedule(arguments: &ScheduleArguments) -> anyhow::Result<Schedule> {
     let Some(path) = &arguments.from_csv else {
         let name = arguments.name.as_deref().unwrap_or_default();
         let (stages, microbatches) = (arguments.stages.unwrap_or(0), arguments.microbatches.unwrap_or(0));
         let generator = find(name)?;
-        // 1 is also what stands there if nothing is said; a V has two.
-        let chunks = generator.chunks.filter(|_| arguments.chunks == 1).unwrap_or(arguments.chunks);
-        let request = Request { times: arguments.times, ..Request::new(stages, microbatches, chunks) };
+        let chunks = arguments.chunks.or(generator.chunks).unwrap_or(1);
+        let (times, memory_cap) = (arguments.times, arguments.memory_cap);
+        let request = Request { times, memory_cap, ..Request::new(stages, microbatches, chunks) };
         return Ok(generator.generate(&request)?);
     };
     let text = fs::read_to_string(path)

@@ -118,12 +118,13 @@ impl Plan {
             check_axis(graph, parallel, &mesh, &homes, axis)?;
         }
         let stage_of_layer = cut_stages(graph, parallel)?;
-        let backward = graph.output("grad_norm").is_some();
-        let schedule = if backward {
-            schedule::generate(&parallel.schedule, parallel.pp, parallel.num_microbatches, parallel.chunks)?
+        let generate = |m: usize| schedule::generate(&parallel.schedule, parallel.pp, m, parallel.chunks);
+        let schedule = if graph.output("grad_norm").is_some() {
+            generate(parallel.num_microbatches)?
         } else {
-            let stages = parallel.pp * parallel.chunks;
-            let placement: Vec<usize> = (0..stages).map(|s| s % parallel.pp).collect();
+            // Evaluation needs no particular order, but stages must lie where training has them: states are shared.
+            // Where they lie does not depend on the number of microbatches, and every schedule takes this many.
+            let placement = generate(2 * parallel.pp * parallel.chunks)?.placement;
             Schedule::forward_only(parallel.pp, &placement, parallel.num_microbatches)?
         };
         schedule.check()?;

@@ -226,7 +226,7 @@ const BAD_LINES: &[(&str, &str)] = &[
     ("[parallel]\nzero = 4", "`parallel.zero` is 4 in F:4; it must be an integer from 0 to 3"),
     (
         "[parallel]\nschedule = \"1b1f\"",
-        "`parallel.schedule` in F:4: unknown schedule `1b1f`; did you mean `1f1b`? Known: gpipe, 1f1b",
+        "`parallel.schedule` in F:4: unknown schedule `1b1f`; did you mean `1f1b`? Known: gpipe, looped, 1f1b, interleaved, zb-h1, zb-h2, zb-v, dualpipe-v, auto",
     ),
     (
         "[parallel]\nchunks = 2",

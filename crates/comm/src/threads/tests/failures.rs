@@ -126,7 +126,10 @@ fn a_panic_is_noticed() {
 #[test]
 fn a_rank_that_returned_is_noticed() {
     let results = run(3, checked(), |c, arena| {
-        c.barrier().unwrap(); // the last one may leave while others are still in here
+        // Rank 2 may be gone, and even be missed by the one, while the other is still in here.
+        if let Err(error) = c.barrier() {
+            return (c.rank() != 2).then_some(error);
+        }
         match c.rank() {
             2 => None,
             0 => Some(reduce_ones(&c, &arena, 10).unwrap_err()),
