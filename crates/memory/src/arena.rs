@@ -283,17 +283,4 @@ mod tests {
         let after = crate::machine::resident_bytes().unwrap_or(0);
         assert!(after.saturating_sub(before) < 256 << 20, "{before} -> {after}");
     }
-
-    #[test]
-    #[ignore = "a measurement"]
-    fn cost_of_a_check_out() {
-        let arena = Arena::reserve(1 << 20).unwrap();
-        let _held: Vec<_> = (0..16).map(|i| arena.write(Span::new(i * 64, 64)).unwrap()).collect();
-        let begun = std::time::Instant::now();
-        let n = 1_000_000u32;
-        for _ in 0..n {
-            drop(std::hint::black_box(arena.write(std::hint::black_box(Span::new(4096, 64))).unwrap()));
-        }
-        println!("{:?} per write with 16 live", begun.elapsed() / n);
-    }
 }
