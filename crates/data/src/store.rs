@@ -202,6 +202,7 @@ fn encode(
     tokenizer: &Tokenizer,
     validation: f64,
 ) -> Result<[SplitTokens; 2], DataError> {
+    crate::tokenizer::choose_threads(contents.iter().map(String::len).sum());
     let mut streams = [Stream::default(), Stream::default()];
     for text in contents {
         for piece in text::pieces(text, validation) {

@@ -27,6 +27,16 @@ const PAD_NAMES: [&str; 4] = [PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"
 
 /// Text is encoded in chunks of at least this size where that changes nothing.
 const CHUNK_BYTES: usize = 1 << 14;
+/// Chunks that are encoded together, on all cores.
+const CHUNKS_AT_ONCE: usize = 16;
+/// Text up to this size is handled by one thread: more would save no time that anyone notices, and each keeps
+/// megabytes of automata for the rest of the process.
+const ONE_THREAD_BYTES: usize = 8 << 20;
+
+/// Lets the library use all cores for large texts only.
+pub(crate) fn choose_threads(bytes: usize) {
+    tokenizers::parallelism::set_parallelism(bytes > ONE_THREAD_BYTES);
+}
 
 /// A tokenizer: text to token ids and back.
 ///
@@ -75,6 +85,7 @@ impl Tokenizer {
         }
         text::check_validation(validation)?;
         let texts = files.iter().map(|path| text::read(path)).collect::<Result<Vec<_>, _>>()?;
+        choose_threads(texts.iter().map(|text| text.len()).sum());
         let chunks = texts.iter().flat_map(|text| {
             let training = text::pieces(text, validation).into_iter().filter(|piece| !piece.held_out);
             training.flat_map(|piece| chunks(&text[piece.range], CHUNK_BYTES))
@@ -183,9 +194,13 @@ impl Tokenizer {
         if !self.chunks_freely || text.len() < 2 * least_bytes {
             return self.encode_whole(text);
         }
-        let encodings =
-            self.inner.encode_batch_fast(chunks(text, least_bytes), false).map_err(refused(text))?;
-        Ok(encodings.iter().flat_map(|encoding| encoding.get_ids()).copied().collect())
+        // A few chunks at a time: encodings are many times larger than the ids that are taken from them.
+        let mut ids = Vec::new();
+        for batch in chunks(text, least_bytes).chunks(CHUNKS_AT_ONCE) {
+            let encodings = self.inner.encode_batch_fast(batch.to_vec(), false).map_err(refused(text))?;
+            ids.extend(encodings.iter().flat_map(|encoding| encoding.get_ids()));
+        }
+        Ok(ids)
     }
 
     fn encode_whole(&self, text: &str) -> Result<Vec<u32>, DataError> {

@@ -30,6 +30,17 @@ pub fn release_freed() {
     }
 }
 
+/// Makes threads that start from now on share one heap: a rank allocates next to nothing while it runs, and a heap for
+/// each would keep the library's scratch of every rank apart. Does nothing where the allocator has no such setting.
+pub fn share_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `mallopt` takes two numbers and no pointer; glibc documents it as thread-safe, and a limit on the number
+    // of heaps affects only where later allocations are made.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 #[cfg(test)]
 pub(crate) fn resident_bytes() -> Option<u64> {
     kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")

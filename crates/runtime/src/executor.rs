@@ -1,6 +1,7 @@
 //! The executor of one rank: arena, communicators, bound programs, and the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use comm::{Communicator, Pending};
@@ -83,8 +84,8 @@ pub struct StateView<'a> {
 }
 
 pub(crate) struct Bound {
-    pub(crate) plan: Plan,
-    pub(crate) program: Program,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) program: Arc<Program>,
     blocks: Vec<Vec<Prepared>>,
     /// Communicators by the program's group numbers.
     groups: Vec<GroupKey>,
@@ -118,13 +119,13 @@ impl Executor {
     /// If memory cannot be reserved, a peer is missing, or ranks disagree.
     pub fn new(
         world: Box<dyn Communicator>,
-        programs: Vec<(Plan, Program)>,
+        programs: Vec<(Arc<Plan>, Arc<Program>)>,
         threads: usize,
         wrap: Option<&WrapGroup<'_>>,
     ) -> Result<Executor, RuntimeError> {
         let mesh = programs[0].0.mesh.clone();
         let coord = mesh.coord(world.rank());
-        let memory = RankMemory::of(&programs.iter().map(|(l, p)| (l, p)).collect::<Vec<_>>());
+        let memory = RankMemory::of(&programs.iter().map(|(l, p)| (&**l, &**p)).collect::<Vec<_>>());
         let arena = Arena::reserve(memory.arena_bytes().max(64))?;
         let scratch = Span { offset: memory.state_bytes + memory.workspace_bytes, len: memory.scratch_bytes };
         let first = programs[0].1.clone();
@@ -471,20 +472,21 @@ fn programs_tiles<'a>(plan: &'a Plan, coord: &'a Coord) -> impl Fn(&Buffer) -> T
     move |buffer| plan.tile(&buffer.dims, &buffer.layout, coord)
 }
 
-/// Gives the states of `program` the addresses that they have in `first`.
+/// Gives the states of `program` the addresses that they have in `first`. Ranks share a Program unless this changes it.
 fn share_states(
     first: &Program,
     tile: &impl Fn(&Buffer) -> Tile,
-    program: &mut Program,
+    program: &mut Arc<Program>,
 ) -> Result<(), RuntimeError> {
     for (name, id) in program.states.clone() {
         let shared = first.states.iter().find(|(n, _)| *n == name).map(|(_, b)| first.buffer(*b));
-        let own = program.buffer(id).clone();
+        let own = program.buffer(id);
         match shared {
             Some(shared) if shared.len == own.len && shared.layout.flat_axis() == own.layout.flat_axis() => {
-                debug_assert_eq!(tile(&own).local_len(), own.len);
-                for buffer in program.buffers.iter_mut().filter(|b| b.storage == id) {
-                    buffer.offset = shared.offset;
+                debug_assert_eq!(tile(own).local_len(), own.len);
+                if own.offset != shared.offset {
+                    let buffers = &mut Arc::make_mut(program).buffers;
+                    buffers.iter_mut().filter(|b| b.storage == id).for_each(|b| b.offset = shared.offset);
                 }
             }
             _ => return Err(RuntimeError::State { name }),
@@ -493,7 +495,7 @@ fn share_states(
     Ok(())
 }
 
-fn bind(plan: Plan, program: Program, coord: Coord) -> Bound {
+fn bind(plan: Arc<Plan>, program: Arc<Program>, coord: Coord) -> Bound {
     let mut blocks = Vec::new();
     for block in &program.blocks {
         let binder = Binder { plan: &plan, coord };

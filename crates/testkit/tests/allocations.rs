@@ -53,9 +53,9 @@ fn after_the_first_step_only_the_gemm_library_allocates() {
         let stepper = assemble::training(&config, &decoder).unwrap();
         ranks::run(stepper.plan.mesh.world_size(), Duration::from_secs(60), |world| {
             let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(mesh::Axis::Pp);
-            let program = stepper.program(pipeline_rank, &Chooser::Policy, false)?;
-            let reserved = RankMemory::of(&[(&stepper.plan, &program)]).arena_bytes();
-            let mut executor = Executor::new(world, vec![(stepper.plan.clone(), program)], 1, None)?;
+            let program = stepper.shared(pipeline_rank, &Chooser::Policy, false)?;
+            let reserved = RankMemory::of(&[(&program.0, &program.1)]).arena_bytes();
+            let mut executor = Executor::new(world, vec![program], 1, None)?;
             assert_eq!(executor.arena_bytes(), reserved, "what was said beforehand is what is reserved");
             executor.initialise(&stepper.graph, 1)?;
             for step in 1..=4 {

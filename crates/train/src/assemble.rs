@@ -1,5 +1,7 @@
 //! From a configuration to graphs, plans and Programs. Pure: nothing is opened or allocated here.
 
+use std::sync::Arc;
+
 use graph::Graph;
 use memory::DType;
 use models::{Decoder, Step};
@@ -29,6 +31,20 @@ impl Stepper {
         observe: bool,
     ) -> Result<Program, TrainError> {
         Ok(plan::lower(&self.graph, &self.plan, pipeline_rank, chooser, observe)?)
+    }
+
+    /// Plan and Program of one pipeline rank, as its executors share them.
+    ///
+    /// # Errors
+    /// As [`Stepper::program`].
+    pub fn shared(
+        &self,
+        pipeline_rank: usize,
+        chooser: &Chooser,
+        observe: bool,
+    ) -> Result<(Arc<Plan>, Arc<Program>), TrainError> {
+        let program = self.program(pipeline_rank, chooser, observe)?;
+        Ok((Arc::new(self.plan.clone()), Arc::new(program)))
     }
 }
 

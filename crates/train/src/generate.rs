@@ -72,8 +72,7 @@ fn write(
     let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
     let ranks = ranks::run(stepper.plan.mesh.world_size(), deadline, |world| {
         let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(Axis::Pp);
-        let program = stepper.program(pipeline_rank, &Chooser::Policy, false)?;
-        let programs = vec![(stepper.plan.clone(), program)];
+        let programs = vec![stepper.shared(pipeline_rank, &Chooser::Policy, false)?];
         let mut executor = Executor::new(world, programs, config.parallel.threads_per_rank, None)?;
         saving::load(&mut executor, checkpoint)?;
         let mut window = Window {

@@ -108,10 +108,9 @@ impl Recorder<'_> {
         world: Box<dyn comm::Communicator>,
     ) -> Result<RankRecord, TrainError> {
         let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(mesh::Axis::Pp);
-        let program = stepper.program(pipeline_rank, chooser, true)?;
-        let names: Vec<String> = program.outputs.iter().map(|(name, _)| name.clone()).collect();
+        let programs = vec![stepper.shared(pipeline_rank, chooser, true)?];
+        let names: Vec<String> = programs[0].1.outputs.iter().map(|(name, _)| name.clone()).collect();
         let wrap = self.wrap.map(|w| w(world.rank()));
-        let programs = vec![(stepper.plan.clone(), program)];
         let mut executor = Executor::new(world, programs, config.parallel.threads_per_rank, wrap.as_deref())?;
         executor.initialise(&stepper.graph, config.train.seed)?;
         let mut record = RankRecord { losses: vec![], norms: vec![], gradients: vec![], states: vec![] };

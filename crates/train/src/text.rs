@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use data::{DataError, Dataset, Sampler, Split, TokenStore, Tokenizer};
+use data::{DataError, Dataset, Origin, Sampler, Split, TokenStore, Tokenizer};
 use mesh::Tile;
 use runtime::{Batch, Destination, RuntimeError};
 
@@ -78,7 +78,14 @@ pub fn open_with(config: &Config, tokenizer: Tokenizer, cache: &Path) -> Result<
         Ok((Arc::new(train), heldout))
     });
     match opened {
-        Ok((train, heldout)) => Ok(Text { tokenizer, train, heldout }),
+        Ok((train, heldout)) => {
+            let tokenizer = match store.origin() {
+                Origin::Opened => tokenizer,
+                // One that has encoded a whole text keeps megabytes of words that it has seen.
+                _ => Tokenizer::parse(tokenizer.json().to_owned(), cache)?,
+            };
+            Ok(Text { tokenizer, train, heldout })
+        }
         Err(error) => {
             if !had_cache {
                 // Nothing else is in there: it was made a moment ago for this very text.

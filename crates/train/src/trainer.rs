@@ -8,8 +8,8 @@ use comm::Communicator;
 use data::{Dataset, Sampler, Walk};
 use mesh::Axis;
 use models::Decoder;
-use plan::Chooser;
-use runtime::{Executor, StepInput};
+use plan::{Chooser, Plan, Program};
+use runtime::{Executor, RuntimeError, StepInput};
 use serde::Serialize;
 
 use crate::assemble::{self, Stepper};
@@ -151,6 +151,8 @@ struct Run<'a> {
     decoder: Decoder,
     training: Stepper,
     evaluation: Stepper,
+    /// By pipeline rank: the training and the evaluation program.
+    programs: Vec<Vec<(Arc<Plan>, Arc<Program>)>>,
     text: Text,
     resume: Option<Checkpoint>,
     checkpoints: PathBuf,
@@ -229,9 +231,16 @@ pub fn train(
         arena_bytes,
     };
     observer(Event::Prepared(&prepared));
-    memory::release_freed();
+    let pipeline_ranks = 0..training.plan.mesh.size(Axis::Pp);
+    let programs = pipeline_ranks
+        .map(|rank| {
+            let steppers = [&training, &evaluation].into_iter();
+            steppers.map(|s| s.shared(rank, &Chooser::Policy, false)).collect()
+        })
+        .collect::<Result<_, TrainError>>()?;
     let run = Run {
         config,
+        programs,
         decoder,
         training,
         evaluation,
@@ -242,6 +251,8 @@ pub fn train(
         metrics: Mutex::new(metrics),
         observer,
     };
+    memory::release_freed();
+    memory::share_heap();
     let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
     let outcomes = ranks::run(prepared.world_size, deadline, |world| run.rank(world))?;
     let outcome = outcomes.into_iter().next().expect("there is a rank 0");
@@ -290,17 +301,18 @@ fn write_beside(dir: &Path, name: &str, text: &str) -> Result<(), TrainError> {
 impl Run<'_> {
     fn rank(&self, world: Box<dyn Communicator>) -> Result<Outcome, TrainError> {
         let pipeline_rank = self.training.plan.mesh.coord(world.rank()).get(Axis::Pp);
-        let programs = [&self.training, &self.evaluation]
-            .into_iter()
-            .map(|s| Ok((s.plan.clone(), s.program(pipeline_rank, &Chooser::Policy, false)?)))
-            .collect::<Result<Vec<_>, TrainError>>()?;
+        let programs = self.programs[pipeline_rank].clone();
         let threads = self.config.parallel.threads_per_rank;
         let mut executor = Executor::new(world, programs, threads, None)?;
         match &self.resume {
             Some(checkpoint) => saving::load(&mut executor, checkpoint)?,
             None => executor.initialise(&self.training.graph, self.config.train.seed)?,
         }
-        memory::release_freed();
+        // Once all have their tables, what making them took goes back.
+        executor.world().barrier().map_err(RuntimeError::from)?;
+        if executor.rank() == 0 {
+            memory::release_freed();
+        }
         self.steps(&mut executor)
     }
 

@@ -16,8 +16,8 @@ fn check(small: &Small) -> Result<(), TrainError> {
     let decoder = assemble::decoder(&config, None)?;
     let stepper = assemble::training(&config, &decoder)?;
     ranks::run(1, Duration::from_secs(60), |world| {
-        let program = stepper.program(0, &Chooser::Policy, true)?;
-        let mut executor = Executor::new(world, vec![(stepper.plan.clone(), program)], 1, None)?;
+        let program = stepper.shared(0, &Chooser::Policy, true)?;
+        let mut executor = Executor::new(world, vec![program], 1, None)?;
         executor.initialise(&stepper.graph, 3)?;
         let start: Vec<(String, Vec<u8>)> = executor
             .with_states(|all| all.iter().map(|s| (s.name.to_owned(), s.bytes.to_vec())).collect())?;

@@ -181,7 +181,7 @@ impl Config {
                 let keys =
                     ["parallel.chunks", "parallel.schedule", "parallel.num_microbatches", "parallel.mesh"];
                 let (_, place) = places.first(&keys).unwrap_or(("", Source::Default));
-                ConfigError::Schedule { place, error }
+                ConfigError::Schedule { place, error: Box::new(error) }
             })?;
         Ok(())
     }

@@ -184,7 +184,7 @@ pub enum ConfigError {
         /// Where the schedule is written.
         place: Source,
         /// What is wrong with it.
-        error: schedule::ScheduleError,
+        error: Box<schedule::ScheduleError>,
     },
     /// An argument that is no assignment.
     #[error("cannot read \"{argument}\" {place}; {remedy}")]

@@ -163,6 +163,6 @@ impl Parallel {
 fn schedule_name(value: &Value) -> Result<String, ConfigError> {
     let name = value.text()?;
     let place: Source = value.place.clone();
-    schedule::find(&name).map_err(|error| ConfigError::Schedule { place, error })?;
+    schedule::find(&name).map_err(|error| ConfigError::Schedule { place, error: Box::new(error) })?;
     Ok(name)
 }
