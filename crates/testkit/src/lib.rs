@@ -8,5 +8,5 @@
 mod mutant;
 mod small;
 
-pub use mutant::{Drop, Mutant, count_collectives};
+pub use mutant::{Drop, Mutant, collectives};
 pub use small::{Small, full, pairwise};

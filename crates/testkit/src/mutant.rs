@@ -44,21 +44,20 @@ impl Mutant {
     }
 }
 
-/// How many collectives one step of a Program starts on each kind of group.
-pub fn count_collectives(program: &plan::Program) -> Vec<(String, usize)> {
-    let mut counts: Vec<(String, usize)> = program.groups.iter().map(|g| (g.to_string(), 0)).collect();
-    let runs = |at: usize| match program.blocks[at].phase {
-        plan::Phase::Begin | plan::Phase::Update => 1,
-        _ => program.actions.iter().flat_map(|(a, _)| program.blocks_of(a)).filter(|b| *b == at).count(),
-    };
-    for (at, block) in program.blocks.iter().enumerate() {
-        for instruction in &block.instructions {
-            if let plan::Instruction::Start { group, .. } = instruction {
-                counts[*group].1 += runs(at);
-            }
+/// The collectives that one step of a Program starts on each kind of group, in order.
+pub fn collectives(program: &plan::Program) -> Vec<(String, Vec<plan::Collective>)> {
+    let mut all: Vec<(String, Vec<plan::Collective>)> =
+        program.groups.iter().map(|g| (g.to_string(), vec![])).collect();
+    let of_rank = |phase| program.blocks.iter().position(|b| b.stage.is_none() && b.phase == phase);
+    let microbatches = program.actions.iter().flat_map(|(a, _)| program.blocks_of(a));
+    let order =
+        of_rank(plan::Phase::Begin).into_iter().chain(microbatches).chain(of_rank(plan::Phase::Update));
+    for instruction in order.flat_map(|at| &program.blocks[at].instructions) {
+        if let plan::Instruction::Start { group, collective, .. } = instruction {
+            all[*group].1.push(*collective);
         }
     }
-    counts
+    all
 }
 
 impl Communicator for Mutant {

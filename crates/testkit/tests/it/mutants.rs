@@ -1,7 +1,9 @@
 //! Leaving any one collective out must break parity: so none is redundant, and the gate can fail.
 
-use plan::Chooser;
-use testkit::{Drop, Mutant, Small, count_collectives, full};
+use std::collections::BTreeSet;
+
+use plan::{Chooser, Collective};
+use testkit::{Drop, Mutant, Small, collectives, full};
 use train::parity::{Recorder, reference};
 
 /// Plans that together use every kind of collective on every axis.
@@ -20,41 +22,46 @@ fn no_collective_can_be_left_out() {
     let small = Small { num_layers: 2, batch: 8, ..Small::default() };
     let one =
         Recorder { steps: 2, ..Recorder::default() }.record(&reference(&small.config()).unwrap()).unwrap();
-    let (mut mutants, mut smallest) = (0, f64::INFINITY);
+    let (mut mutants, mut unseen, mut smallest) = (0, 0, f64::INFINITY);
     for (p, layout) in PLANS.iter().enumerate() {
         let config = small.layout(layout);
         let decoder = train::assemble::decoder(&config, None).unwrap();
         let stepper = train::assemble::training(&config, &decoder).unwrap();
-        let counts: Vec<Vec<(String, usize)>> = (0..config.parallel.mesh.pp)
-            .map(|p| count_collectives(&stepper.program(p, &Chooser::Policy, true).unwrap()))
+        let here: Vec<Vec<(String, Vec<Collective>)>> = (0..config.parallel.mesh.pp)
+            .map(|p| collectives(&stepper.program(p, &Chooser::Policy, true).unwrap()))
             .collect();
-        let mut most: Vec<(String, usize)> = Vec::new();
-        for (group, count) in counts.iter().flatten() {
-            match most.iter_mut().find(|(g, _)| g == group) {
-                Some((_, n)) => *n = (*n).max(*count),
-                None => most.push((group.clone(), *count)),
-            }
-        }
-        for (group, count) in most {
+        let groups: BTreeSet<&String> = here.iter().flatten().map(|(g, _)| g).collect();
+        let of = |rank: usize, group: &str| -> &[Collective] {
+            let stage = &here[stepper.plan.mesh.coord(rank).get(mesh::Axis::Pp)];
+            stage.iter().find(|(g, _)| *g == group).map_or(&[], |(_, c)| c)
+        };
+        for group in groups {
+            let world_size = stepper.plan.mesh.world_size();
+            let count = (0..world_size).map(|r| of(r, group).len()).max().unwrap_or(0);
             for nth in (0..count).filter(|n| full() || n % 3 == p % 3 || count < 6) {
                 let wrap = |rank: usize| {
-                    let here = &counts[stepper.plan.mesh.coord(rank).get(mesh::Axis::Pp)];
-                    let per_step = here.iter().find(|(g, _)| *g == group).map_or(0, |(_, n)| *n);
+                    let per_step = of(rank, group).len();
                     Mutant::wrap(Some(Drop { group: group.clone(), nth, per_step }))
                 };
                 let recorder = Recorder { steps: 2, wrap: Some(&wrap), ..Recorder::default() };
                 let recording = recorder.record(&config).unwrap();
                 let d = recording.distance(&one);
                 let error = d.loss_error.max(d.gradient_error).max(d.parameter_error);
-                assert!(
-                    error > 1e-6 || recording.num_disagreements > 0,
-                    "{layout}: collective {nth} of group {group} can be left out: {d:?}"
-                );
                 mutants += 1;
-                smallest = smallest.min(error);
+                if error > 1e-6 || recording.num_disagreements > 0 {
+                    smallest = smallest.min(error);
+                    continue;
+                }
+                // Any number that is the same on all ranks may stand for the row's maximum: it cancels, and only keeps
+                // the exponential from overflowing. Where a gather follows its reduction, parity cannot see it; the
+                // static checker does, in the tests of `plan`.
+                let is_max = |c: &Collective| matches!(c, Collective::ReduceScatter(mesh::Reduce::Max));
+                let only_max = (0..world_size).filter_map(|r| of(r, group).get(nth)).all(is_max);
+                assert!(only_max, "{layout}: collective {nth} of group {group} can be left out: {d:?}");
+                unseen += 1;
             }
         }
     }
-    println!("{mutants} mutants, none survived; smallest error {smallest:.1e}");
-    assert!(mutants > 100);
+    println!("{mutants} mutants; smallest error {smallest:.1e}; {unseen} left out a maximum that cancels");
+    assert!(mutants > 100 && unseen * 20 < mutants);
 }
