@@ -30,14 +30,17 @@ pub fn release_freed() {
     }
 }
 
-/// Makes threads that start from now on share one heap: a rank allocates next to nothing while it runs, and a heap for
-/// each would keep the library's scratch of every rank apart. Does nothing where the allocator has no such setting.
-pub fn share_heap() {
+/// Prepares the allocator for ranks: they allocate next to nothing while they run, so threads that start from now on
+/// share one heap, and what a library frees (the packing buffers of matrix products) goes back to the system instead of
+/// staying with each thread. Does nothing where the allocator has no such settings.
+pub fn keep_heap_small() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: `mallopt` takes two numbers and no pointer; glibc documents it as thread-safe, and a limit on the number
-    // of heaps affects only where later allocations are made.
+    // SAFETY: `mallopt` takes two numbers and no pointer; glibc documents it as thread-safe, and these limits affect
+    // only where later allocations are made and when free memory is given back.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
     }
 }
 

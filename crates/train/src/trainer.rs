@@ -252,7 +252,7 @@ pub fn train(
         observer,
     };
     memory::release_freed();
-    memory::share_heap();
+    memory::keep_heap_small();
     let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
     let outcomes = ranks::run(prepared.world_size, deadline, |world| run.rank(world))?;
     let outcome = outcomes.into_iter().next().expect("there is a rank 0");
