@@ -1,6 +1,7 @@
 //! The static checker: re-derives from the instructions alone what every buffer holds, and refuses a Program in which
 //! an operation reads what is not there. It shares the one rule with lowering, not its choices; it never executes.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use graph::{Dim, Graph, IndexKind, Op, Signature, StateKind};
@@ -43,10 +44,11 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
 ///
 /// # Errors
 /// The first message or collective without its counterpart.
-pub fn check_world(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
+pub fn check_world<P: Borrow<Program>>(plan: &Plan, programs: &[P]) -> Result<(), PlanError> {
+    let programs: Vec<&Program> = programs.iter().map(Borrow::borrow).collect();
     let mut sent = BTreeMap::new();
     let mut received = BTreeMap::new();
-    for program in programs {
+    for program in &programs {
         let here = program.pipeline_rank;
         for (action, _) in &program.actions {
             for instruction in program.blocks_of(action).flat_map(|b| &program.blocks[b].instructions) {
@@ -78,11 +80,11 @@ pub fn check_world(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
     if let Some(key) = received.keys().find(|k| !sent.contains_key(*k)) {
         return fail(key.1, format!("value {} of microbatch {} is never sent by {}", key.2, key.3, key.0));
     }
-    collectives_across_stages(plan, programs)
+    collectives_across_stages(plan, &programs)
 }
 
 /// Groups that span pipeline ranks see the same collectives in the same order on each.
-fn collectives_across_stages(plan: &Plan, programs: &[Program]) -> Result<(), PlanError> {
+fn collectives_across_stages(plan: &Plan, programs: &[&Program]) -> Result<(), PlanError> {
     let sequence = |program: &Program, key: &GroupKey| -> Vec<(Collective, usize)> {
         let microbatches =
             program.actions.iter().flat_map(|(a, _)| program.blocks_of(a)).map(|b| &program.blocks[b]);
@@ -104,7 +106,7 @@ fn collectives_across_stages(plan: &Plan, programs: &[Program]) -> Result<(), Pl
             Some(ranks) => ranks.contains(&rank),
             None => key.axes.contains(Axis::Pp) && rank < plan.mesh.size(Axis::Pp),
         };
-        let members: Vec<&Program> = programs.iter().filter(|p| spans(p.pipeline_rank)).collect();
+        let members: Vec<&Program> = programs.iter().copied().filter(|p| spans(p.pipeline_rank)).collect();
         let Some(first) = members.first().map(|p| sequence(p, key)) else { continue };
         if let Some(other) = members.iter().find(|p| sequence(p, key) != first) {
             return Err(PlanError::Program {

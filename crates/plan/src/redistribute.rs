@@ -195,7 +195,7 @@ impl Lowering<'_> {
         self.emit(block, Instruction::Wait { ticket });
     }
 
-    /// Pieces side by side; nothing to do if they are already.
+    /// Pieces side by side.
     fn packed(
         &mut self,
         block: usize,
@@ -204,15 +204,11 @@ impl Lowering<'_> {
         layout: Layout,
         (outer, n, inner): (usize, usize, usize),
     ) -> BufferId {
-        if outer == 1 {
-            return input;
-        }
-        let dims = self.buffer_dims(input);
-        let output = self.new_buffer(value, &dims, layout);
-        self.emit(block, Instruction::Pack { input, output, outer, n, inner });
-        output
+        let pack = |input, output| Instruction::Pack { input, output, outer, n, inner };
+        self.rearranged(block, value, input, layout, outer, pack)
     }
 
+    /// Pieces back in their places.
     fn unpacked(
         &mut self,
         block: usize,
@@ -221,12 +217,27 @@ impl Lowering<'_> {
         layout: Layout,
         (outer, n, inner): (usize, usize, usize),
     ) -> BufferId {
+        let unpack = |input, output| Instruction::Unpack { input, output, outer, n, inner };
+        self.rearranged(block, value, input, layout, outer, unpack)
+    }
+
+    /// Moves pieces into a buffer of their own, unless there is nothing before the first piece: then the order of
+    /// memory is the same.
+    fn rearranged(
+        &mut self,
+        block: usize,
+        value: ValueId,
+        input: BufferId,
+        layout: Layout,
+        outer: usize,
+        instruction: impl FnOnce(BufferId, BufferId) -> Instruction,
+    ) -> BufferId {
         if outer == 1 {
             return input;
         }
         let dims = self.buffer_dims(input);
         let output = self.new_buffer(value, &dims, layout);
-        self.emit(block, Instruction::Unpack { input, output, outer, n, inner });
+        self.emit(block, instruction(input, output));
         output
     }
 }

@@ -232,12 +232,16 @@ pub fn train(
     };
     observer(Event::Prepared(&prepared));
     let pipeline_ranks = 0..training.plan.mesh.size(Axis::Pp);
-    let programs = pipeline_ranks
+    let programs: Vec<Vec<(Arc<Plan>, Arc<Program>)>> = pipeline_ranks
         .map(|rank| {
             let steppers = [&training, &evaluation].into_iter();
             steppers.map(|s| s.shared(rank, &Chooser::Policy, false)).collect()
         })
         .collect::<Result<_, TrainError>>()?;
+    for (which, stepper) in [(TRAIN, &training), (EVALUATE, &evaluation)] {
+        let of_all_stages: Vec<Arc<Program>> = programs.iter().map(|p| p[which].1.clone()).collect();
+        plan::check_world(&stepper.plan, &of_all_stages)?;
+    }
     let run = Run {
         config,
         programs,
