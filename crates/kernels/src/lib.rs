@@ -11,7 +11,10 @@
 //! caller and panics.
 
 mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
+mod cpu;
 mod elementwise;
 mod embedding;
 mod float;
@@ -24,6 +27,7 @@ mod optimizer;
 mod random;
 mod reduce;
 mod rotary;
+mod storage;
 #[cfg(test)]
 mod testing;
 
@@ -31,6 +35,7 @@ pub use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
 pub use attention::{
     AttentionDropout, AttentionShape, attention_backward, attention_forward, attention_scratch,
 };
+pub use cpu::{Cpu, InstructionSet};
 pub use elementwise::{accumulate, add, add_bias, scale};
 pub use embedding::{NOT_LOCAL, embedding_backward, embedding_forward};
 pub use float::Float;
@@ -42,3 +47,4 @@ pub use optimizer::{AdamStep, SgdStep, adam, adam_in_place, sgd_in_place};
 pub use random::{Key, NamedKey, dropout};
 pub use reduce::{sum, sum_squares, weighted_sum};
 pub use rotary::rotary;
+pub use storage::Storage;
