@@ -1,16 +1,59 @@
 //! The reduction of several ranks' elements into one, in rank order. Knows no group and takes no lock.
 
 use crate::Reduce;
+use half::{bf16, f16};
 use memory::{DType, Element};
 
 /// Elements per block: the accumulator of a block stays in the L1 cache.
 const BLOCK: usize = 1024;
 
-trait Number: Element {
+/// A type that sums are made in.
+trait Number: Copy {
     const ZERO: Self;
     fn add(self, other: Self) -> Self;
     fn max(self, other: Self) -> Self;
 }
+
+/// A type that elements are stored in: read wider, reduced, rounded once.
+trait Stored: Element {
+    type Wide: Number;
+    fn widen(self) -> Self::Wide;
+    fn narrow(wide: Self::Wide) -> Self;
+}
+
+macro_rules! own_wide {
+    ($($t:ty)*) => {$(
+        impl Stored for $t {
+            type Wide = $t;
+            #[inline(always)]
+            fn widen(self) -> $t {
+                self
+            }
+            #[inline(always)]
+            fn narrow(wide: $t) -> $t {
+                wide
+            }
+        }
+    )*};
+}
+own_wide!(f32 f64 i32);
+
+macro_rules! half {
+    ($($t:ty)*) => {$(
+        impl Stored for $t {
+            type Wide = f32;
+            #[inline(always)]
+            fn widen(self) -> f32 {
+                self.to_f32()
+            }
+            #[inline(always)]
+            fn narrow(wide: f32) -> $t {
+                <$t>::from_f32(wide)
+            }
+        }
+    )*};
+}
+half!(bf16 f16);
 
 macro_rules! float {
     ($($t:ty)*) => {$(
@@ -60,40 +103,59 @@ pub(crate) unsafe fn fold(
 ) {
     // SAFETY (all arms): passed on from the caller.
     unsafe {
-        match (dtype, op) {
-            (DType::F32, Reduce::Sum) => blocks::<f32>(target, source, n, bytes, f32::add),
-            (DType::F64, Reduce::Sum) => blocks::<f64>(target, source, n, bytes, f64::add),
-            (DType::I32, Reduce::Sum) => blocks::<i32>(target, source, n, bytes, i32::add),
-            (DType::F32, Reduce::Max) => blocks::<f32>(target, source, n, bytes, <f32 as Number>::max),
-            (DType::F64, Reduce::Max) => blocks::<f64>(target, source, n, bytes, <f64 as Number>::max),
-            (DType::I32, Reduce::Max) => blocks::<i32>(target, source, n, bytes, <i32 as Number>::max),
+        match dtype {
+            DType::F32 => reduce::<f32>(op, target, source, n, bytes),
+            DType::F64 => reduce::<f64>(op, target, source, n, bytes),
+            DType::BF16 => reduce::<bf16>(op, target, source, n, bytes),
+            DType::F16 => reduce::<f16>(op, target, source, n, bytes),
+            DType::I32 => reduce::<i32>(op, target, source, n, bytes),
         }
     }
 }
 
-unsafe fn blocks<T: Number>(
+unsafe fn reduce<T: Stored>(
+    op: Reduce,
     target: *mut u8,
     source: impl Fn(usize) -> *const u8,
     n: usize,
     bytes: usize,
-    combine: impl Fn(T, T) -> T,
+) {
+    // SAFETY (both arms): passed on from the caller.
+    unsafe {
+        match op {
+            Reduce::Sum => blocks::<T>(target, source, n, bytes, <T::Wide as Number>::add),
+            Reduce::Max => blocks::<T>(target, source, n, bytes, <T::Wide as Number>::max),
+        }
+    }
+}
+
+unsafe fn blocks<T: Stored>(
+    target: *mut u8,
+    source: impl Fn(usize) -> *const u8,
+    n: usize,
+    bytes: usize,
+    combine: impl Fn(T::Wide, T::Wide) -> T::Wide,
 ) {
     let (target, count) = (target.cast::<T>(), bytes / size_of::<T>());
-    let mut sums = [T::ZERO; BLOCK];
+    let mut sums = [T::Wide::ZERO; BLOCK];
     let mut begin = 0;
     while begin < count {
         let len = BLOCK.min(count - begin);
-        // SAFETY: `begin + len <= count`, so every access is within its `bytes`; `sums` is ours. All sources of a
-        // block are read before the block is written, so `target` may be one of them; nobody else writes them.
+        // SAFETY: `begin + len <= count`, so every access is within its `bytes`. All sources of a block are read
+        // before the block is written, so `target` may be one of them; nobody else writes them.
         unsafe {
-            std::ptr::copy_nonoverlapping(source(0).cast::<T>().add(begin), sums.as_mut_ptr(), len);
+            let part = |k: usize| std::slice::from_raw_parts(source(k).cast::<T>().add(begin), len);
+            for (sum, &x) in sums.iter_mut().zip(part(0)) {
+                *sum = x.widen();
+            }
             for k in 1..n {
-                let part = std::slice::from_raw_parts(source(k).cast::<T>().add(begin), len);
-                for (sum, &x) in sums[..len].iter_mut().zip(part) {
-                    *sum = combine(*sum, x);
+                for (sum, &x) in sums.iter_mut().zip(part(k)) {
+                    *sum = combine(*sum, x.widen());
                 }
             }
-            std::ptr::copy_nonoverlapping(sums.as_ptr(), target.add(begin), len);
+            for (i, &sum) in sums[..len].iter().enumerate() {
+                target.add(begin + i).write(T::narrow(sum));
+            }
         }
         begin += len;
     }
@@ -131,6 +193,14 @@ mod tests {
             fold(DType::F64, Reduce::Sum, target, source, 2, 3001 * 8);
         }
         assert!(a.iter().enumerate().all(|(i, &x)| x == 3.0 * i as f64));
+    }
+
+    #[test]
+    fn halves_are_rounded_once() {
+        let parts = [1.0f32, 0.00390625, 0.00390625].map(|x| vec![bf16::from_f32(x); 1500]);
+        assert_eq!(reduce(&parts, Reduce::Sum), vec![bf16::from_f32(1.0078125); 1500]);
+        let parts = [65504.0f32, 65504.0, -65504.0].map(|x| vec![f16::from_f32(x); 3]);
+        assert_eq!(reduce(&parts, Reduce::Sum), vec![f16::from_f32(65504.0); 3]);
     }
 
     #[test]

@@ -202,8 +202,9 @@ fn describe(claim: Claim) -> Box<str> {
     let operation = [AllReduce, ReduceScatter, AllGather, AllToAll, Broadcast, Send, Recv, Barrier, Split]
         .into_iter()
         .find(|&c| c as u64 == claim.what & 0xff);
-    let dtype =
-        [DType::F32, DType::F64, DType::I32].into_iter().find(|&d| d as u64 == claim.what >> 8 & 0xff);
+    let dtype = [DType::F32, DType::F64, DType::BF16, DType::F16, DType::I32]
+        .into_iter()
+        .find(|&d| d as u64 == claim.what >> 8 & 0xff);
     let reduce = [Reduce::Sum, Reduce::Max].into_iter().find(|&r| r as u64 == claim.what >> 16 & 0xff);
     let mut text = operation.map_or("unknown", Collective::name).to_string();
     if let (Some(dtype), Some(reduce)) = (dtype, reduce) {
