@@ -1,6 +1,9 @@
-//! The project's tasks: `cargo xtask test` and `cargo xtask lint`. They call cargo and read source files; what is
-//! tested or linted is not decided here.
+//! The project's tasks: `cargo xtask test`, `cargo xtask lint` and `cargo xtask bench`. They call cargo and read source
+//! files; what is tested or linted is not decided here.
 
+mod bench;
+
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,7 @@ cargo xtask TASK
   test [--full] [ARGS]   all tests in the release profile; --full takes the exhaustive matrices instead of a
                          pairwise selection; ARGS go to `cargo test` (for example `-p phalanx-plan`)
   lint                   formatting, clippy, documentation, length of files
+  bench [FLAGS]          Phalanx beside PyTorch on this machine; `cargo xtask bench --help` has the flags
 ";
 
 /// A file longer than this does more than one thing.
@@ -26,11 +30,34 @@ const SERVICES: [(&str, &str); 4] = [
     ("network", "example texts are in the repository"),
 ];
 
+/// Why a task did not succeed.
+#[derive(Debug)]
+enum Failure {
+    /// The call or its surroundings are wrong: exit 2.
+    Usage(String),
+    /// A check or a program failed: exit 1.
+    Failed(String),
+}
+
+impl Failure {
+    fn file(path: &Path, error: &io::Error) -> Failure {
+        Failure::Usage(format!("{}: {error}", path.display()))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Failure::Usage(message) | Failure::Failed(message)) = self;
+        f.write_str(message)
+    }
+}
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
-        Some((task, rest)) if task == "test" => test(rest),
-        Some((task, [])) if task == "lint" => lint(),
+        Some((task, rest)) if task == "test" => test(rest).map_err(Failure::Failed),
+        Some((task, [])) if task == "lint" => lint().map_err(Failure::Failed),
+        Some((task, rest)) if task == "bench" => bench::bench(rest),
         Some((task, _)) if ["help", "--help", "-h"].contains(&task.as_str()) => {
             print!("{HELP}");
             Ok(())
@@ -40,12 +67,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("error: {failure}");
-            ExitCode::FAILURE
-        }
+    let Err(failure) = result else { return ExitCode::SUCCESS };
+    eprintln!("error: {failure}");
+    match failure {
+        Failure::Usage(_) => ExitCode::from(2),
+        Failure::Failed(_) => ExitCode::FAILURE,
     }
 }
 
@@ -134,6 +160,14 @@ fn source_files(dir: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
 fn root() -> PathBuf {
     let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     package.and_then(|package| Some(package.parent()?.to_path_buf())).unwrap_or_else(|| PathBuf::from("."))
+}
+
+/// Where cargo builds: this program lies in `release` of it.
+fn target_dir() -> Result<PathBuf, Failure> {
+    let program = std::env::current_exe().and_then(fs::canonicalize);
+    let program = program.map_err(|error| Failure::Usage(format!("where is this program? {error}")))?;
+    let target = program.ancestors().nth(2).map(Path::to_path_buf);
+    target.ok_or_else(|| Failure::Usage(format!("{} is in no target directory", program.display())))
 }
 
 fn cargo(args: &[&str]) -> Command {

@@ -54,6 +54,8 @@ impl NodeId {
 pub enum ValueType {
     /// A real number in the precision that the plan chooses.
     Float,
+    /// A real number in the plan's narrow type: what mixed precision computes on.
+    Narrow,
     /// A token id or position.
     Int,
 }
@@ -327,6 +329,10 @@ impl Graph {
         self.order = order;
     }
 
+    pub(crate) fn set_value_type(&mut self, value: ValueId, value_type: ValueType) {
+        self.values[value.index()].value_type = value_type;
+    }
+
     pub(crate) fn node_mut(&mut self, node: NodeId) -> &mut Node {
         &mut self.nodes[node.index()]
     }
@@ -347,9 +353,9 @@ impl Graph {
         self.node(node).outputs[0]
     }
 
-    /// A number given at run time.
-    pub fn scalar(&mut self, name: &str) -> ValueId {
-        let node = self.push(Op::Scalar, name.to_owned(), &[], &[(&[], ValueType::Float)]);
+    /// A number given at run time; with dims, a tensor full of it.
+    pub fn scalar(&mut self, name: &str, dims: &[Dim]) -> ValueId {
+        let node = self.push(Op::Scalar, name.to_owned(), &[], &[(dims, ValueType::Float)]);
         self.node(node).outputs[0]
     }
 

@@ -8,6 +8,7 @@
 
 mod graph;
 mod op;
+mod precision;
 mod recompute;
 mod roles;
 mod signature;
@@ -15,6 +16,7 @@ mod vjp;
 
 pub use graph::{Dim, DimInfo, Graph, GraphError, Node, NodeId, Place, Role, Value, ValueId, ValueType};
 pub use op::{Init, NormKind, Op, State, StateKind};
+pub use precision::mix_precision;
 pub use recompute::{Recompute, recompute};
 pub use roles::assign_backward_roles;
 pub use signature::{IndexKind, Signature};

@@ -58,6 +58,8 @@ pub enum Op {
     /// `() -> x`: a constant.
     Fill(f64),
 
+    /// `(parameter) -> x`: the parameter in the narrow type, rounded once per step.
+    Cast,
     /// `(table, ids) -> rows`: rows of a table; a contraction with one-hot ids.
     Embedding,
     /// `(ids, d_rows) -> d_table`.
@@ -162,8 +164,11 @@ pub enum Op {
     Stack,
     /// `(x) -> x`: the value of one stage on every rank of every stage.
     Share,
-    /// `(statistics) -> (scale, grad_norm)`: from `[loss, num_tokens, sum_squares...]`, the factor
+    /// `(statistics, [loss_scale]) -> (scale, grad_norm)`: from `[loss, num_tokens, sum_squares...]`, the factor
     /// `min(1, max_norm / norm) / num_tokens` on summed gradients, and the norm of the mean gradient before clipping.
+    ///
+    /// With a loss scale, gradients come multiplied by it and the factor divides by it; if their norm is not finite
+    /// the factor is NaN, on which updates change nothing.
     ClipScale {
         /// Largest allowed norm; 0 for none.
         max_norm: f64,
@@ -200,6 +205,7 @@ impl Op {
             Op::Scalar => "scalar",
             Op::State(_) => "state",
             Op::Fill(_) => "fill",
+            Op::Cast => "cast",
             Op::Embedding => "embedding",
             Op::EmbeddingBackward => "embedding_backward",
             Op::Contract => "contract",

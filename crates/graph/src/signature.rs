@@ -101,7 +101,7 @@ impl Signature {
             _ => vec![],
         };
         let flat = match op {
-            Op::Add | Op::Adam { .. } | Op::Sgd { .. } => Some(IndexKind::Map),
+            Op::Add | Op::Cast | Op::Adam { .. } | Op::Sgd { .. } => Some(IndexKind::Map),
             Op::SumSquares => Some(IndexKind::ReduceSum),
             _ => None,
         };

@@ -1,6 +1,9 @@
 //! Nonlinear maps of one element at a time and their gradients: GELU and SwiGLU.
 
-use crate::float::{Float, vectorised};
+use crate::cpu::Cpu;
+use crate::float::Float;
+use crate::parts::{COSTLY, LINE};
+use crate::storage::Storage;
 
 /// 2 sqrt(2 / pi) and the cubic coefficient of the tanh form.
 const GELU_SLOPE: f64 = 1.595_769_121_605_730_8;
@@ -13,30 +16,40 @@ const GELU_CUBIC: f64 = 0.044_715;
 ///
 /// # Source
 /// Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016; the form of GPT-2 (`gelu_new`).
-pub fn gelu<T: Float>(x: &[T], out: &mut [T]) {
+pub fn gelu<S: Storage>(cpu: &Cpu, x: &[S], out: &mut [S]) {
     assert_eq!(x.len(), out.len(), "lengths differ");
-    vectorised(
+    cpu.divide(
+        x.len(),
+        LINE,
+        COSTLY,
+        out,
         #[inline(always)]
-        || {
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = x * gelu_gate(x);
+        |part, out| {
+            for (out, &x) in out.iter_mut().zip(&x[part]) {
+                let x = x.widen();
+                *out = S::narrow(x * gelu_gate(x));
             }
         },
     );
 }
 
 /// `dx = dy gelu'(x)`.
-pub fn gelu_backward<T: Float>(x: &[T], dy: &[T], dx: &mut [T]) {
+pub fn gelu_backward<S: Storage>(cpu: &Cpu, x: &[S], dy: &[S], dx: &mut [S]) {
     assert!(x.len() == dy.len() && x.len() == dx.len(), "lengths differ");
-    vectorised(
+    cpu.divide(
+        x.len(),
+        LINE,
+        COSTLY,
+        dx,
         #[inline(always)]
-        || {
-            let slope = T::from_f64(GELU_SLOPE);
-            let cubic = T::from_f64(3.0 * GELU_SLOPE * GELU_CUBIC);
-            for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+        |part, dx| {
+            let slope = S::Wide::from_f64(GELU_SLOPE);
+            let cubic = S::Wide::from_f64(3.0 * GELU_SLOPE * GELU_CUBIC);
+            for ((dx, &x), &dy) in dx.iter_mut().zip(&x[part.clone()]).zip(&dy[part]) {
+                let (x, dy) = (x.widen(), dy.widen());
                 let gate = gelu_gate(x);
                 let inner = cubic * x * x + slope;
-                *dx = dy * (gate + x * gate * (T::ONE - gate) * inner);
+                *dx = S::narrow(dy * (gate + x * gate * (S::Wide::ONE - gate) * inner));
             }
         },
     );
@@ -52,31 +65,48 @@ fn gelu_gate<T: Float>(x: T) -> T {
 ///
 /// # Source
 /// Shazeer, "GLU Variants Improve Transformer", 2020.
-pub fn swiglu<T: Float>(gate: &[T], up: &[T], out: &mut [T]) {
+pub fn swiglu<S: Storage>(cpu: &Cpu, gate: &[S], up: &[S], out: &mut [S]) {
     assert!(gate.len() == up.len() && gate.len() == out.len(), "lengths differ");
-    vectorised(
+    cpu.divide(
+        gate.len(),
+        LINE,
+        COSTLY,
+        out,
         #[inline(always)]
-        || {
-            for ((out, &g), &u) in out.iter_mut().zip(gate).zip(up) {
-                *out = g * Float::sigmoid(g) * u;
+        |part, out| {
+            for ((out, &g), &u) in out.iter_mut().zip(&gate[part.clone()]).zip(&up[part]) {
+                let g = g.widen();
+                *out = S::narrow(g * Float::sigmoid(g) * u.widen());
             }
         },
     );
 }
 
 /// The gradients of [`swiglu`] by gate and up.
-pub fn swiglu_backward<T: Float>(gate: &[T], up: &[T], dout: &[T], dgate: &mut [T], dup: &mut [T]) {
+pub fn swiglu_backward<S: Storage>(
+    cpu: &Cpu,
+    gate: &[S],
+    up: &[S],
+    d_out: &[S],
+    d_gate: &mut [S],
+    d_up: &mut [S],
+) {
     let len = gate.len();
-    assert!(up.len() == len && dout.len() == len, "lengths differ");
-    assert!(dgate.len() == len && dup.len() == len, "lengths differ");
-    vectorised(
+    assert!(up.len() == len && d_out.len() == len, "lengths differ");
+    assert!(d_gate.len() == len && d_up.len() == len, "lengths differ");
+    cpu.divide(
+        len,
+        LINE,
+        COSTLY,
+        (d_gate, d_up),
         #[inline(always)]
-        || {
-            let inputs = gate.iter().zip(up).zip(dout);
-            for ((dgate, dup), ((&g, &u), &d)) in dgate.iter_mut().zip(dup).zip(inputs) {
+        |part, (d_gate, d_up)| {
+            let inputs = gate[part.clone()].iter().zip(&up[part.clone()]).zip(&d_out[part]);
+            for ((d_gate, d_up), ((&g, &u), &d)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
+                let (g, u, d) = (g.widen(), u.widen(), d.widen());
                 let s = Float::sigmoid(g);
-                *dup = d * g * s;
-                *dgate = d * u * s * (T::ONE + g * (T::ONE - s));
+                *d_up = S::narrow(d * g * s);
+                *d_gate = S::narrow(d * u * s * (S::Wide::ONE + g * (S::Wide::ONE - s)));
             }
         },
     );
@@ -109,23 +139,23 @@ mod tests {
             let expected: Vec<f64> = x.iter().map(|x| {
                 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
             }).collect();
-            assert_close(&run(|o| gelu(&x, o), len), &expected, 1e-14);
-            assert_close(&run(|o| gelu(&x32, o), len), &expected, 2e-6);
-            let slope = finite_difference(&x, |x| dot(&run(|o| gelu(x, o), len), &d));
-            assert_close(&run(|o| gelu_backward(&x, &d, o), len), &slope, 1e-7);
-            assert_close(&run(|o| gelu_backward(&x32, &d32, o), len), &slope, 1e-5);
+            assert_close(&run(|o| gelu(&Cpu::single(), &x, o), len), &expected, 1e-14);
+            assert_close(&run(|o| gelu(&Cpu::single(), &x32, o), len), &expected, 2e-6);
+            let slope = finite_difference(&x, |x| dot(&run(|o| gelu(&Cpu::single(), x, o), len), &d));
+            assert_close(&run(|o| gelu_backward(&Cpu::single(), &x, &d, o), len), &slope, 1e-7);
+            assert_close(&run(|o| gelu_backward(&Cpu::single(), &x32, &d32, o), len), &slope, 1e-5);
 
             let expected: Vec<f64> = x.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            assert_close(&run(|o| swiglu(&x, &up, o), len), &expected, 1e-14);
-            assert_close(&run(|o| swiglu(&x32, &up32, o), len), &expected, 5e-6);
-            let by_gate = finite_difference(&x, |x| dot(&run(|o| swiglu(x, &up, o), len), &d));
-            let by_up = finite_difference(&up, |u| dot(&run(|o| swiglu(&x, u, o), len), &d));
+            assert_close(&run(|o| swiglu(&Cpu::single(), &x, &up, o), len), &expected, 1e-14);
+            assert_close(&run(|o| swiglu(&Cpu::single(), &x32, &up32, o), len), &expected, 5e-6);
+            let by_gate = finite_difference(&x, |x| dot(&run(|o| swiglu(&Cpu::single(), x, &up, o), len), &d));
+            let by_up = finite_difference(&up, |u| dot(&run(|o| swiglu(&Cpu::single(), &x, u, o), len), &d));
             let (mut dgate, mut dup) = (poisoned::<f64>(len), poisoned::<f64>(len));
-            swiglu_backward(&x, &up, &d, &mut dgate, &mut dup);
+            swiglu_backward(&Cpu::single(), &x, &up, &d, &mut dgate, &mut dup);
             assert_close(&dgate, &by_gate, 1e-6);
             assert_close(&dup, &by_up, 1e-6);
             let (mut dgate, mut dup) = (poisoned::<f32>(len), poisoned::<f32>(len));
-            swiglu_backward(&x32, &up32, &d32, &mut dgate, &mut dup);
+            swiglu_backward(&Cpu::single(), &x32, &up32, &d32, &mut dgate, &mut dup);
             assert_close(&dgate, &by_gate, 2e-5);
             assert_close(&dup, &by_up, 2e-5);
         }
@@ -135,11 +165,11 @@ mod tests {
     fn large_inputs_saturate_and_nan_propagates() {
         let x = [-200.0_f32, 200.0, f32::NAN];
         let ones = [1.0; 3];
-        let y = run(|o| gelu(&x, o), 3);
+        let y = run(|o| gelu(&Cpu::single(), &x, o), 3);
         assert!(y[0] == 0.0 && y[1] == 200.0 && y[2].is_nan());
-        let y = run(|o| swiglu(&x, &ones, o), 3);
+        let y = run(|o| swiglu(&Cpu::single(), &x, &ones, o), 3);
         assert!(y[0] == 0.0 && y[1] == 200.0 && y[2].is_nan());
-        let y = run(|o| gelu_backward(&x, &ones, o), 3);
+        let y = run(|o| gelu_backward(&Cpu::single(), &x, &ones, o), 3);
         assert!(y[0] == 0.0 && y[1] == 1.0 && y[2].is_nan());
     }
 }

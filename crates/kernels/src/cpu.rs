@@ -86,17 +86,20 @@ impl Cpu {
         Cpu { instruction_set: InstructionSet::best(), pool: None }
     }
 
-    /// `threads` threads of its own (0 counts as 1) and an instruction set that
-    /// [is available](InstructionSet::is_available).
+    /// `threads` threads (0 counts as 1) and an instruction set that [is available](InstructionSet::is_available).
+    ///
+    /// To be called on the rank's thread, which becomes one of them, so that divided work starts without a hand-over;
+    /// a thread that belongs to an earlier `Cpu` hands over instead.
     ///
     /// # Errors
     /// If the system refuses the threads.
     pub fn new(threads: usize, instruction_set: InstructionSet) -> std::io::Result<Cpu> {
         assert!(instruction_set.is_available(), "{instruction_set} is not available on this machine");
+        let builder = || rayon::ThreadPoolBuilder::new().num_threads(threads);
         let pool = if threads <= 1 {
             None
         } else {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let pool = builder().use_current_thread().build().or_else(|_| builder().build());
             Some(Arc::new(pool.map_err(std::io::Error::other)?))
         };
         Ok(Cpu { instruction_set, pool })
@@ -110,14 +113,6 @@ impl Cpu {
     /// Number of threads, at least 1.
     pub fn threads(&self) -> usize {
         self.pool.as_ref().map_or(1, |pool| pool.current_num_threads())
-    }
-
-    /// Runs `work` on one of the threads, so that what it divides starts without a hand-over each time.
-    pub fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
-            None => work(),
-            Some(pool) => pool.install(work),
-        }
     }
 
     /// Calls `work` on parts that together are `0..len`, at once on several threads if `len` is at least twice

@@ -1,15 +1,21 @@
 //! Linear maps of one element at a time. Reductions are in `reduce`, nonlinear maps in `activation`.
 
-use crate::float::{Float, vectorised};
+use crate::cpu::Cpu;
+use crate::parts::{CHEAP, LINE, min_rows, rows_of};
+use crate::storage::Storage;
 
 /// `out = a + b`.
-pub fn add<T: Float>(a: &[T], b: &[T], out: &mut [T]) {
+pub fn add<S: Storage>(cpu: &Cpu, a: &[S], b: &[S], out: &mut [S]) {
     assert!(a.len() == b.len() && a.len() == out.len(), "lengths differ");
-    vectorised(
+    cpu.divide(
+        a.len(),
+        LINE,
+        CHEAP,
+        out,
         #[inline(always)]
-        || {
-            for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                *out = a + b;
+        |part, out| {
+            for ((out, &a), &b) in out.iter_mut().zip(&a[part.clone()]).zip(&b[part]) {
+                *out = S::narrow(a.widen() + b.widen());
             }
         },
     );
@@ -19,45 +25,59 @@ pub fn add<T: Float>(a: &[T], b: &[T], out: &mut [T]) {
 ///
 /// # Shape
 /// `x`, `out` `[rows, inner]`, `bias` `[inner]`.
-pub fn add_bias<T: Float>(x: &[T], bias: &[T], out: &mut [T]) {
+pub fn add_bias<S: Storage>(cpu: &Cpu, x: &[S], bias: &[S::Wide], out: &mut [S]) {
     assert_eq!(x.len(), out.len(), "lengths differ");
     if x.is_empty() {
         return;
     }
-    assert_eq!(x.len() % bias.len(), 0, "x is not whole rows of the bias");
-    vectorised(
+    let width = bias.len();
+    assert_eq!(x.len() % width, 0, "x is not whole rows of the bias");
+    cpu.divide(
+        x.len() / width,
+        1,
+        min_rows(CHEAP, width),
+        out,
         #[inline(always)]
-        || {
-            for (out, x) in out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len())) {
+        |rows, out| {
+            let x = rows_of(x, &rows, width);
+            for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                 for ((out, &x), &b) in out.iter_mut().zip(x).zip(bias) {
-                    *out = x + b;
+                    *out = S::narrow(x.widen() + b);
                 }
             }
         },
     );
 }
 
-/// `out = c x`.
-pub fn scale<T: Float>(x: &[T], c: T, out: &mut [T]) {
-    assert_eq!(x.len(), out.len(), "lengths differ");
-    vectorised(
+/// `into += from`.
+pub fn accumulate<S: Storage>(cpu: &Cpu, from: &[S], into: &mut [S]) {
+    assert_eq!(from.len(), into.len(), "lengths differ");
+    cpu.divide(
+        from.len(),
+        LINE,
+        CHEAP,
+        into,
         #[inline(always)]
-        || {
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = x * c;
+        |part, into| {
+            for (into, &from) in into.iter_mut().zip(&from[part]) {
+                *into = S::narrow(into.widen() + from.widen());
             }
         },
     );
 }
 
-/// `into += from`.
-pub fn accumulate<T: Float>(from: &[T], into: &mut [T]) {
+/// Rounds to the type of `into`.
+pub fn cast<S: Storage>(cpu: &Cpu, from: &[S::Wide], into: &mut [S]) {
     assert_eq!(from.len(), into.len(), "lengths differ");
-    vectorised(
+    cpu.divide(
+        from.len(),
+        LINE,
+        CHEAP,
+        into,
         #[inline(always)]
-        || {
-            for (into, &from) in into.iter_mut().zip(from) {
-                *into += from;
+        |part, into| {
+            for (into, &from) in into.iter_mut().zip(&from[part]) {
+                *into = S::narrow(from);
             }
         },
     );
@@ -66,6 +86,7 @@ pub fn accumulate<T: Float>(from: &[T], into: &mut [T]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::float::Float;
     use crate::testing::{poisoned, random};
     use proptest::prelude::*;
 
@@ -76,14 +97,12 @@ mod tests {
         let (a, b) = (&a[skip..], &b[skip..]);
         let mut out = poisoned::<T>(len + skip);
         let out = &mut out[skip..];
-        add(a, b, out);
+        add(&Cpu::single(), a, b, out);
         assert!((0..len).all(|i| out[i] == a[i] + b[i]));
-        accumulate(a, out);
+        accumulate(&Cpu::single(), a, out);
         assert!((0..len).all(|i| out[i] == (a[i] + b[i]) + a[i]));
-        scale(a, T::from_f64(0.3), out);
-        assert!((0..len).all(|i| out[i] == a[i] * T::from_f64(0.3)));
         let bias: Vec<T> = random(3, inner);
-        add_bias(a, &bias, out);
+        add_bias(&Cpu::single(), a, &bias, out);
         assert!((0..len).all(|i| out[i] == a[i] + bias[i % inner]));
     }
 

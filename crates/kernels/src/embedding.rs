@@ -1,6 +1,9 @@
 //! Embedding lookup in a table of which only some rows may be local, and its gradient.
 
+use crate::cpu::Cpu;
 use crate::float::Float;
+use crate::parts::{CHEAP, LINE, Loop, Shared, min_rows};
+use crate::storage::Storage;
 
 /// Marks, in a `local_row` table, an id whose row is held elsewhere.
 pub const NOT_LOCAL: u32 = u32::MAX;
@@ -16,42 +19,67 @@ pub(crate) fn lookup(id: i32, local_row: &[u32]) -> Option<usize> {
 ///
 /// # Shape
 /// `ids` `[n]`, `local_row` `[vocab]`, `table` `[local rows, width]`, `out` `[n, width]`.
-pub fn embedding_forward<T: Float>(ids: &[i32], local_row: &[u32], table: &[T], width: usize, out: &mut [T]) {
+pub fn embedding_forward<S: Storage>(
+    cpu: &Cpu,
+    ids: &[i32],
+    local_row: &[u32],
+    table: &[S],
+    width: usize,
+    out: &mut [S],
+) {
     assert_eq!(out.len(), ids.len() * width, "out has the wrong length");
     if width == 0 {
         return;
     }
-    for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
-        match lookup(id, local_row) {
-            Some(row) => out.copy_from_slice(&table[row * width..][..width]),
-            None => out.fill(T::ZERO),
+    cpu.divide(ids.len(), 1, min_rows(CHEAP, width), out, |part, out| {
+        for (&id, out) in ids[part].iter().zip(out.chunks_exact_mut(width)) {
+            match lookup(id, local_row) {
+                Some(row) => out.copy_from_slice(&table[row * width..][..width]),
+                None => out.fill(S::narrow(S::Wide::ZERO)),
+            }
         }
-    }
+    });
 }
 
-/// Adds each row of `dy` into the row of its id, in the order of `ids`, starting from zeros.
+/// Adds each row of `d_out` into the row of its id, in the order of `ids`, starting from zeros.
 ///
 /// # Shape
-/// `ids` `[n]`, `local_row` `[vocab]`, `dy` `[n, width]`, `dtable` `[local rows, width]`, overwritten.
-pub fn embedding_backward<T: Float>(
+/// `ids` `[n]`, `local_row` `[vocab]`, `d_out` `[n, width]`, `d_table` `[local rows, width]`, overwritten.
+pub fn embedding_backward<S: Storage>(
+    cpu: &Cpu,
     ids: &[i32],
     local_row: &[u32],
-    dy: &[T],
+    d_out: &[S],
     width: usize,
-    dtable: &mut [T],
+    d_table: &mut [S::Wide],
 ) {
-    assert_eq!(dy.len(), ids.len() * width, "dy has the wrong length");
-    dtable.fill(T::ZERO);
+    assert_eq!(d_out.len(), ids.len() * width, "d_out has the wrong length");
+    cpu.divide(d_table.len(), LINE, CHEAP, &mut *d_table, |_, part| part.fill(S::Wide::ZERO));
     if width == 0 {
         return;
     }
-    for (&id, dy) in ids.iter().zip(dy.chunks_exact(width)) {
-        if let Some(row) = lookup(id, local_row) {
-            for (sum, &d) in dtable[row * width..][..width].iter_mut().zip(dy) {
-                *sum += d;
-            }
-        }
-    }
+    assert!(d_table.len().is_multiple_of(width), "d_table is not whole rows");
+    let num_rows = d_table.len() / width;
+    let d_table = Shared::new(d_table);
+    // Threads share columns, not rows: some ids are far more frequent than others.
+    cpu.split(width, LINE, min_rows(CHEAP, ids.len()), |columns| {
+        cpu.vectorised(Loop(
+            #[inline(always)]
+            || {
+                for (&id, d_out) in ids.iter().zip(d_out.chunks_exact(width)) {
+                    let Some(row) = lookup(id, local_row) else { continue };
+                    assert!(row < num_rows, "a local row lies in the table");
+                    let at = row * width;
+                    // SAFETY: columns of other threads are other elements, and this row's part goes out of
+                    // scope before the next one is taken.
+                    let sums = unsafe { d_table.part(at + columns.start..at + columns.end) };
+                    for (sum, &d) in sums.iter_mut().zip(&d_out[columns.clone()]) {
+                        *sum += d.widen();
+                    }
+                }
+            },
+        ));
+    });
 }
 
 #[cfg(test)]
@@ -84,10 +112,10 @@ mod tests {
                 }
                 let local: Vec<f64> = mine.iter().flat_map(|&id| table[id * width..][..width].to_vec()).collect();
                 let mut out = poisoned(ids.len() * width);
-                embedding_forward(&ids, &local_row, &local, width, &mut out);
+                embedding_forward(&Cpu::single(), &ids, &local_row, &local, width, &mut out);
                 total.iter_mut().zip(&out).for_each(|(t, o)| *t += o);
                 let mut dtable = poisoned(local.len());
-                embedding_backward(&ids, &local_row, &dy, width, &mut dtable);
+                embedding_backward(&Cpu::single(), &ids, &local_row, &dy, width, &mut dtable);
                 inner += dot(&dtable, &local);
             }
             assert_close(&total, &expected, 0.0);

@@ -1,8 +1,8 @@
-//! The scalar types kernels work in (`f32`, `f64`) and the run-time choice of instruction set.
-//! Polynomials live in `math`; no kernel lives here.
+//! The scalar types kernels compute in (`f32`, `f64`). Polynomials live in `math`; no kernel lives here.
 
 use crate::math;
-use std::fmt::{Debug, Display};
+use crate::storage::Storage;
+use std::fmt::Display;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 mod sealed {
@@ -59,15 +59,9 @@ mod sealed {
 /// NaN propagates through all of them.
 pub trait Float:
     sealed::Sealed
-    + Copy
-    + Send
-    + Sync
-    + 'static
-    + PartialEq
+    + Storage<Wide = Self>
     + PartialOrd
-    + Debug
     + Display
-    + Default
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>
@@ -159,12 +153,3 @@ macro_rules! impl_float {
 
 impl_float!(f32, math::exp_f32, math::tanh_f32);
 impl_float!(f64, math::exp_f64, f64::tanh);
-
-/// Runs `body` compiled for the best instruction set of this machine.
-///
-/// `body` must be an `#[inline(always)]` closure that calls only `#[inline(always)]` functions in
-/// its hot loops: whatever is not inlined is compiled for the baseline instruction set instead.
-#[inline(always)]
-pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
-}

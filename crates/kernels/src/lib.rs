@@ -4,11 +4,12 @@
 //! an element lives (causal masks, padding, dropout, vocabulary shards) is told so by index tables
 //! that give the global index of each local position along a dim.
 //!
-//! All kernels are generic over [`Float`] (`f32`, `f64`), overwrite their outputs unless their name
-//! says otherwise, allocate nothing (except [`gemm()`], which says what it allocates), and are compiled
-//! once per instruction set, chosen at run time. Results do not depend on the instruction set beyond
-//! rounding, and are bitwise repeatable on one machine. A slice of the wrong length is a bug of the
-//! caller and panics.
+//! Kernels are generic over [`Storage`] (`f32`, `f64`, `bf16`, `f16`), compute in its wide type ([`Float`]),
+//! overwrite their outputs unless their name says otherwise, and take the [`Cpu`] to run on: its instruction
+//! set, for which each is compiled, and its threads, among which it divides work that is large enough.
+//! Results do not depend on the instruction set beyond rounding, and are bitwise repeatable for a fixed
+//! number of threads. On one thread kernels allocate nothing; on several, only what handing out work takes.
+//! A slice of the wrong length is a bug of the caller and panics.
 
 mod activation;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +25,7 @@ mod loss;
 mod math;
 mod norm;
 mod optimizer;
+mod parts;
 mod random;
 mod reduce;
 mod rotary;
@@ -36,14 +38,14 @@ pub use attention::{
     AttentionDropout, AttentionShape, attention_backward, attention_forward, attention_scratch,
 };
 pub use cpu::{Cpu, InstructionSet};
-pub use elementwise::{accumulate, add, add_bias, scale};
+pub use elementwise::{accumulate, add, add_bias, cast};
 pub use embedding::{NOT_LOCAL, embedding_backward, embedding_forward};
 pub use float::Float;
-pub use gemm::gemm;
+pub use gemm::{gemm, gemm_scratch_bytes};
 pub use layout::{pack, unpack};
 pub use loss::{row_max, sum_exp, sum_exp_backward, token_loss, token_loss_backward};
-pub use norm::{NormKind, norm_backward_input, norm_backward_weight, norm_forward};
-pub use optimizer::{AdamStep, SgdStep, adam, adam_in_place, sgd_in_place};
+pub use norm::{NormKind, add_norm_forward, norm_backward_input, norm_backward_weight, norm_forward};
+pub use optimizer::{AdamStep, SgdStep, adam_in_place, adam_with_copy, sgd_in_place, sgd_with_copy};
 pub use random::{Key, NamedKey, dropout};
 pub use reduce::{sum, sum_squares, weighted_sum};
 pub use rotary::rotary;

@@ -3,8 +3,11 @@
 //!
 //! Columns whose global index is at or beyond the vocabulary's size are padding and count as -inf.
 
+use crate::cpu::Cpu;
 use crate::embedding::lookup;
-use crate::float::{Float, vectorised};
+use crate::float::Float;
+use crate::parts::{CHEAP, COSTLY, LINE, min_rows};
+use crate::storage::Storage;
 
 const LANES: usize = 16;
 
@@ -13,13 +16,23 @@ const LANES: usize = 16;
 ///
 /// # Shape
 /// `logits` `[rows, vocab_local]`, `vocab_index` `[vocab_local]`, `max` `[rows]`.
-pub fn row_max<T: Float>(logits: &[T], vocab_index: &[u32], vocab_size: usize, max: &mut [T]) {
+pub fn row_max<S: Storage>(
+    cpu: &Cpu,
+    logits: &[S],
+    vocab_index: &[u32],
+    vocab_size: usize,
+    max: &mut [S::Wide],
+) {
     let columns = Columns::new(logits, vocab_index, vocab_size, max.len());
-    vectorised(
+    cpu.divide(
+        max.len(),
+        1,
+        min_rows(COSTLY, vocab_index.len()),
+        max,
         #[inline(always)]
-        || {
-            for (row, max) in max.iter_mut().enumerate() {
-                let mut lanes = [T::NEG_INFINITY; LANES];
+        |rows, max| {
+            for (row, max) in rows.zip(max) {
+                let mut lanes = [S::Wide::NEG_INFINITY; LANES];
                 columns.for_each(
                     logits,
                     row,
@@ -27,7 +40,7 @@ pub fn row_max<T: Float>(logits: &[T], vocab_index: &[u32], vocab_size: usize, m
                     |lane, x| lanes[lane] = x.max(lanes[lane]),
                 );
                 *max = lanes.iter().fold(
-                    T::NEG_INFINITY,
+                    S::Wide::NEG_INFINITY,
                     #[inline(always)]
                     |a, &b| b.max(a),
                 );
@@ -42,26 +55,31 @@ pub fn row_max<T: Float>(logits: &[T], vocab_index: &[u32], vocab_size: usize, m
 /// # Shape
 /// `logits` `[rows, vocab_local]`; `max`, `targets`, `sum_exp`, `target_logit` `[rows]`; `local_row`
 /// maps a global id to its local column or [`NOT_LOCAL`](crate::NOT_LOCAL).
-pub fn sum_exp<T: Float>(
-    logits: &[T],
-    max: &[T],
+pub fn sum_exp<S: Storage>(
+    cpu: &Cpu,
+    logits: &[S],
+    max: &[S::Wide],
     targets: &[i32],
     local_row: &[u32],
     vocab_index: &[u32],
     vocab_size: usize,
-    sum_exp: &mut [T],
-    target_logit: &mut [T],
+    sum_exp: &mut [S::Wide],
+    target_logit: &mut [S::Wide],
 ) {
-    let rows = max.len();
+    let num_rows = max.len();
     assert!(
-        targets.len() == rows && sum_exp.len() == rows && target_logit.len() == rows,
+        targets.len() == num_rows && sum_exp.len() == num_rows && target_logit.len() == num_rows,
         "numbers of rows differ"
     );
-    let columns = Columns::new(logits, vocab_index, vocab_size, rows);
-    vectorised(
+    let columns = Columns::new(logits, vocab_index, vocab_size, num_rows);
+    cpu.divide(
+        num_rows,
+        1,
+        min_rows(COSTLY, vocab_index.len()),
+        (sum_exp, target_logit),
         #[inline(always)]
-        || {
-            for row in 0..rows {
+        |rows, (sum_exp, target_logit)| {
+            for (row, (sum_exp, target_logit)) in rows.zip(sum_exp.iter_mut().zip(target_logit)) {
                 let max = max[row];
                 let mut lanes = [0.0_f64; LANES];
                 columns.for_each(
@@ -70,10 +88,10 @@ pub fn sum_exp<T: Float>(
                     #[inline(always)]
                     |lane, x| lanes[lane] += Float::exp(x - max).to_f64(),
                 );
-                sum_exp[row] = T::from_f64(lanes.iter().sum());
-                target_logit[row] = match lookup(targets[row], local_row) {
-                    Some(column) => logits[row * vocab_index.len() + column],
-                    None => T::ZERO,
+                *sum_exp = S::Wide::from_f64(lanes.iter().sum());
+                *target_logit = match lookup(targets[row], local_row) {
+                    Some(column) => logits[row * vocab_index.len() + column].widen(),
+                    None => S::Wide::ZERO,
                 };
             }
         },
@@ -84,18 +102,27 @@ pub fn sum_exp<T: Float>(
 ///
 /// # Shape
 /// All `[rows]`.
-pub fn token_loss<T: Float>(max: &[T], sum_exp: &[T], target_logit: &[T], weights: &[T], nll: &mut [T]) {
-    let rows = nll.len();
-    assert!(max.len() == rows && sum_exp.len() == rows, "numbers of rows differ");
-    assert!(target_logit.len() == rows && weights.len() == rows, "numbers of rows differ");
-    for (row, nll) in nll.iter_mut().enumerate() {
-        let w = weights[row];
-        *nll = if w == T::ZERO {
-            T::ZERO
-        } else {
-            w * ((max[row] - target_logit[row]) + Float::ln(sum_exp[row]))
-        };
-    }
+pub fn token_loss<T: Float>(
+    cpu: &Cpu,
+    max: &[T],
+    sum_exp: &[T],
+    target_logit: &[T],
+    weights: &[T],
+    nll: &mut [T],
+) {
+    let num_rows = nll.len();
+    assert!(max.len() == num_rows && sum_exp.len() == num_rows, "numbers of rows differ");
+    assert!(target_logit.len() == num_rows && weights.len() == num_rows, "numbers of rows differ");
+    cpu.divide(num_rows, LINE, COSTLY, nll, |rows, nll| {
+        for (row, nll) in rows.zip(nll) {
+            let w = weights[row];
+            *nll = if w == T::ZERO {
+                T::ZERO
+            } else {
+                w * ((max[row] - target_logit[row]) + Float::ln(sum_exp[row]))
+            };
+        }
+    });
 }
 
 /// The gradient of [`sum_exp()`] by the logits, with max held constant:
@@ -104,47 +131,60 @@ pub fn token_loss<T: Float>(max: &[T], sum_exp: &[T], target_logit: &[T], weight
 /// A row whose two cotangents are exactly 0 gets exact zeros, whatever its logits hold.
 ///
 /// # Shape
-/// `logits`, `dlogits` `[rows, vocab_local]`; `max`, `targets`, `d_sum_exp`, `d_target` `[rows]`.
-pub fn sum_exp_backward<T: Float>(
-    logits: &[T],
-    max: &[T],
+/// `logits`, `d_logits` `[rows, vocab_local]`; `max`, `targets`, `d_sum_exp`, `d_target` `[rows]`.
+pub fn sum_exp_backward<S: Storage>(
+    cpu: &Cpu,
+    logits: &[S],
+    max: &[S::Wide],
     targets: &[i32],
     local_row: &[u32],
     vocab_index: &[u32],
     vocab_size: usize,
-    d_sum_exp: &[T],
-    d_target: &[T],
-    dlogits: &mut [T],
+    d_sum_exp: &[S::Wide],
+    d_target: &[S::Wide],
+    d_logits: &mut [S],
 ) {
-    let rows = max.len();
+    let num_rows = max.len();
     assert!(
-        targets.len() == rows && d_sum_exp.len() == rows && d_target.len() == rows,
+        targets.len() == num_rows && d_sum_exp.len() == num_rows && d_target.len() == num_rows,
         "numbers of rows differ"
     );
-    assert_eq!(dlogits.len(), logits.len(), "dlogits has the wrong length");
-    let columns = Columns::new(logits, vocab_index, vocab_size, rows);
+    assert_eq!(d_logits.len(), logits.len(), "d_logits has the wrong length");
+    let columns = Columns::new(logits, vocab_index, vocab_size, num_rows);
     let width = vocab_index.len();
-    vectorised(
+    let zero = S::Wide::ZERO;
+    cpu.divide(
+        num_rows,
+        1,
+        min_rows(COSTLY, width),
+        d_logits,
         #[inline(always)]
-        || {
-            for row in 0..rows {
-                let dlogits = &mut dlogits[row * width..][..width];
-                let (d, max) = (d_sum_exp[row], max[row]);
-                if d == T::ZERO && d_target[row] == T::ZERO {
-                    dlogits.fill(T::ZERO);
+        |rows, d_logits| {
+            for (row, d_logits) in rows.zip(d_logits.chunks_exact_mut(width.max(1))) {
+                let (d, d_target, max) = (d_sum_exp[row], d_target[row], max[row]);
+                if d == zero && d_target == zero {
+                    d_logits.fill(S::narrow(zero));
                     continue;
                 }
                 let logits = &logits[row * width..][..width];
-                for ((out, &x), &index) in dlogits.iter_mut().zip(logits).zip(vocab_index) {
-                    let value = d * Float::exp(x - max);
-                    *out = if index < columns.size { value } else { T::ZERO };
-                }
+                exp_row(logits, vocab_index, columns.size, d, max, d_logits);
                 if let Some(column) = lookup(targets[row], local_row) {
-                    dlogits[column] += d_target[row];
+                    // From the logit again: both terms are added before rounding.
+                    let value = d * Float::exp(logits[column].widen() - max);
+                    d_logits[column] = S::narrow(value + d_target);
                 }
             }
         },
     );
+}
+
+/// `out = d exp(logit - max)`, 0 for padding. A function, so that compilers see that `out` overlaps nothing.
+#[inline(always)]
+fn exp_row<S: Storage>(logits: &[S], index: &[u32], size: u32, d: S::Wide, max: S::Wide, out: &mut [S]) {
+    for ((out, &x), &index) in out.iter_mut().zip(logits).zip(index) {
+        let value = d * Float::exp(x.widen() - max);
+        *out = S::narrow(if index < size { value } else { S::Wide::ZERO });
+    }
 }
 
 /// The gradients of [`token_loss`] by `sum_exp` and `target_logit`: `w d / sum_exp` and `-w d`,
@@ -153,20 +193,23 @@ pub fn sum_exp_backward<T: Float>(
 /// # Shape
 /// All `[rows]`.
 pub fn token_loss_backward<T: Float>(
+    cpu: &Cpu,
     sum_exp: &[T],
     weights: &[T],
     d_nll: &[T],
     d_sum_exp: &mut [T],
     d_target: &mut [T],
 ) {
-    let rows = sum_exp.len();
-    assert!(weights.len() == rows && d_nll.len() == rows, "numbers of rows differ");
-    assert!(d_sum_exp.len() == rows && d_target.len() == rows, "numbers of rows differ");
-    for row in 0..rows {
-        let wd = weights[row] * d_nll[row];
-        (d_sum_exp[row], d_target[row]) =
-            if weights[row] == T::ZERO { (T::ZERO, T::ZERO) } else { (wd / sum_exp[row], -wd) };
-    }
+    let num_rows = sum_exp.len();
+    assert!(weights.len() == num_rows && d_nll.len() == num_rows, "numbers of rows differ");
+    assert!(d_sum_exp.len() == num_rows && d_target.len() == num_rows, "numbers of rows differ");
+    cpu.divide(num_rows, LINE, CHEAP, (d_sum_exp, d_target), |rows, (d_sum_exp, d_target)| {
+        for (row, (d_sum_exp, d_target)) in rows.zip(d_sum_exp.iter_mut().zip(d_target)) {
+            let wd = weights[row] * d_nll[row];
+            (*d_sum_exp, *d_target) =
+                if weights[row] == T::ZERO { (T::ZERO, T::ZERO) } else { (wd / sum_exp[row], -wd) };
+        }
+    });
 }
 
 /// The columns of a shard of the vocabulary and which of them are real.
@@ -185,16 +228,16 @@ impl<'a> Columns<'a> {
 
     /// Calls `f(column mod LANES, logit)` over a row in order, with -inf for padding.
     #[inline(always)]
-    fn for_each<T: Float>(&self, logits: &[T], row: usize, mut f: impl FnMut(usize, T)) {
+    fn for_each<S: Storage>(&self, logits: &[S], row: usize, mut f: impl FnMut(usize, S::Wide)) {
         let (index, index_rest) = self.index.as_chunks::<LANES>();
         let (x, x_rest) = logits[row * self.index.len()..][..self.index.len()].as_chunks::<LANES>();
         for (x, index) in x.iter().zip(index) {
             for lane in 0..LANES {
-                f(lane, self.masked(x[lane], index[lane]));
+                f(lane, self.masked(x[lane].widen(), index[lane]));
             }
         }
         for (lane, (&x, &index)) in x_rest.iter().zip(index_rest).enumerate() {
-            f(lane, self.masked(x, index));
+            f(lane, self.masked(x.widen(), index));
         }
     }
 
@@ -267,24 +310,24 @@ mod tests {
         let mut max = vec![T::NEG_INFINITY; rows];
         for (index, _, local) in &shards {
             let mut part = poisoned::<T>(rows);
-            row_max(local, index, vocab, &mut part);
+            row_max(&Cpu::single(), local, index, vocab, &mut part);
             max.iter_mut().zip(&part).for_each(|(m, &p)| *m = p.max(*m));
         }
         let (mut sum, mut target) = (vec![T::ZERO; rows], vec![T::ZERO; rows]);
         for (index, local_row, local) in &shards {
             let (mut s, mut t) = (poisoned::<T>(rows), poisoned::<T>(rows));
-            sum_exp(local, &max, targets, local_row, index, vocab, &mut s, &mut t);
+            sum_exp(&Cpu::single(), local, &max, targets, local_row, index, vocab, &mut s, &mut t);
             sum.iter_mut().zip(&s).for_each(|(a, &b)| *a += b);
             target.iter_mut().zip(&t).for_each(|(a, &b)| *a += b);
         }
         let mut nll = poisoned::<T>(rows);
-        token_loss(&max, &sum, &target, &weights, &mut nll);
+        token_loss(&Cpu::single(), &max, &sum, &target, &weights, &mut nll);
         let (mut ds, mut dt) = (poisoned::<T>(rows), poisoned::<T>(rows));
-        token_loss_backward(&sum, &weights, &d_nll, &mut ds, &mut dt);
+        token_loss_backward(&Cpu::single(), &sum, &weights, &d_nll, &mut ds, &mut dt);
         let mut gradient = vec![0.0; rows * vocab];
         for (index, local_row, local) in &shards {
             let mut d = poisoned::<T>(local.len());
-            sum_exp_backward(local, &max, targets, local_row, index, vocab, &ds, &dt, &mut d);
+            sum_exp_backward(&Cpu::single(), local, &max, targets, local_row, index, vocab, &ds, &dt, &mut d);
             for row in 0..rows {
                 for (column, &i) in index.iter().enumerate() {
                     let value = d[row * index.len() + column].to_f64();
@@ -335,10 +378,10 @@ mod tests {
     #[test]
     fn a_shard_of_padding_alone_adds_nothing() {
         let (mut max, mut sum, mut target) = ([f32::NAN], [f32::NAN], [f32::NAN]);
-        row_max(&[5.0, 6.0], &[7, 8], 7, &mut max);
+        row_max(&Cpu::single(), &[5.0_f32, 6.0], &[7, 8], 7, &mut max);
         assert_eq!(max, [f32::NEG_INFINITY]);
         let local_row = [NOT_LOCAL; 7];
-        sum_exp(&[5.0, 6.0], &[1.0], &[2], &local_row, &[7, 8], 7, &mut sum, &mut target);
+        sum_exp(&Cpu::single(), &[5.0_f32, 6.0], &[1.0], &[2], &local_row, &[7, 8], 7, &mut sum, &mut target);
         assert_eq!((sum, target), ([0.0], [0.0]));
     }
 }

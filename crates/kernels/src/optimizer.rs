@@ -1,7 +1,10 @@
 //! Elementwise optimizer updates, each in one pass. Learning-rate schedules and bias corrections are
 //! the caller's numbers.
 
-use crate::float::{Float, vectorised};
+use crate::cpu::Cpu;
+use crate::float::Float;
+use crate::parts::{CHEAP, LINE};
+use crate::storage::Storage;
 
 /// The scalars of one Adam or AdamW step.
 ///
@@ -68,41 +71,14 @@ impl<T: Float> AdamScalars<T> {
     }
 }
 
-/// One Adam step of parameters `p` with moments `m`, `v`, into separate outputs.
+/// One Adam step that overwrites parameters `p` and moments `m`, `v`.
 ///
 /// The gradient is multiplied by `grad_scale` first (clipping, 1 / number of tokens).
 ///
 /// # Shape
 /// All the same length.
-pub fn adam<T: Float>(
-    step: &AdamStep,
-    grad_scale: T,
-    p: &[T],
-    g: &[T],
-    m: &[T],
-    v: &[T],
-    p_out: &mut [T],
-    m_out: &mut [T],
-    v_out: &mut [T],
-) {
-    let len = p.len();
-    assert!(g.len() == len && m.len() == len && v.len() == len, "lengths differ");
-    assert!(p_out.len() == len && m_out.len() == len && v_out.len() == len, "lengths differ");
-    let scalars = AdamScalars::new(step, grad_scale);
-    vectorised(
-        #[inline(always)]
-        || {
-            let inputs = p.iter().zip(g).zip(m.iter().zip(v));
-            let outputs = p_out.iter_mut().zip(m_out.iter_mut().zip(v_out));
-            for (((&p, &g), (&m, &v)), (p_out, (m_out, v_out))) in inputs.zip(outputs) {
-                (*p_out, *m_out, *v_out) = scalars.update(p, g, m, v);
-            }
-        },
-    );
-}
-
-/// [`adam`] that overwrites parameters and moments; bitwise the same values.
 pub fn adam_in_place<T: Float>(
+    cpu: &Cpu,
     step: &AdamStep,
     grad_scale: T,
     p: &mut [T],
@@ -110,15 +86,46 @@ pub fn adam_in_place<T: Float>(
     m: &mut [T],
     v: &mut [T],
 ) {
+    adam_with_copy::<T>(cpu, step, grad_scale, p, g, m, v, None);
+}
+
+/// [`adam_in_place`] that also writes the new parameters, rounded, to `copy`.
+pub fn adam_with_copy<S: Storage>(
+    cpu: &Cpu,
+    step: &AdamStep,
+    grad_scale: S::Wide,
+    p: &mut [S::Wide],
+    g: &[S::Wide],
+    m: &mut [S::Wide],
+    v: &mut [S::Wide],
+    copy: Option<&mut [S]>,
+) {
     let len = p.len();
     assert!(g.len() == len && m.len() == len && v.len() == len, "lengths differ");
+    assert!(copy.as_ref().is_none_or(|copy| copy.len() == len), "copy has the wrong length");
     let scalars = AdamScalars::new(step, grad_scale);
-    vectorised(
+    cpu.divide(
+        len,
+        LINE,
+        CHEAP,
+        ((p, copy), (m, v)),
         #[inline(always)]
-        || {
+        |part, ((p, copy), (m, v))| {
+            let scalars = scalars;
             let moments = m.iter_mut().zip(v);
-            for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(moments) {
-                (*p, *m, *v) = scalars.update(*p, g, *m, *v);
+            let state = p.iter_mut().zip(&g[part]).zip(moments);
+            match copy {
+                None => {
+                    for ((p, &g), (m, v)) in state {
+                        (*p, *m, *v) = scalars.update(*p, g, *m, *v);
+                    }
+                }
+                Some(copy) => {
+                    for (((p, &g), (m, v)), copy) in state.zip(copy) {
+                        (*p, *m, *v) = scalars.update(*p, g, *m, *v);
+                        *copy = S::narrow(*p);
+                    }
+                }
             }
         },
     );
@@ -141,31 +148,63 @@ pub struct SgdStep {
 ///
 /// The gradient is multiplied by `grad_scale` first. The velocity starts at zeros; without momentum
 /// it is not touched and may be empty.
-pub fn sgd_in_place<T: Float>(step: &SgdStep, grad_scale: T, p: &mut [T], g: &[T], velocity: &mut [T]) {
-    assert_eq!(p.len(), g.len(), "lengths differ");
-    let (lr, decay) = (T::from_f64(step.lr), T::from_f64(step.weight_decay));
-    let momentum = T::from_f64(step.momentum);
-    if step.momentum == 0.0 {
-        vectorised(
-            #[inline(always)]
-            || {
-                for (p, &g) in p.iter_mut().zip(g) {
-                    *p -= lr * (g * grad_scale + decay * *p);
-                }
-            },
-        );
-        return;
-    }
-    assert_eq!(p.len(), velocity.len(), "lengths differ");
+pub fn sgd_in_place<T: Float>(
+    cpu: &Cpu,
+    step: &SgdStep,
+    grad_scale: T,
+    p: &mut [T],
+    g: &[T],
+    velocity: &mut [T],
+) {
+    sgd_with_copy::<T>(cpu, step, grad_scale, p, g, velocity, None);
+}
+
+/// [`sgd_in_place`] that also writes the new parameters, rounded, to `copy`.
+pub fn sgd_with_copy<S: Storage>(
+    cpu: &Cpu,
+    step: &SgdStep,
+    grad_scale: S::Wide,
+    p: &mut [S::Wide],
+    g: &[S::Wide],
+    velocity: &mut [S::Wide],
+    copy: Option<&mut [S]>,
+) {
+    let len = p.len();
+    assert_eq!(g.len(), len, "lengths differ");
+    assert!(copy.as_ref().is_none_or(|copy| copy.len() == len), "copy has the wrong length");
+    let (lr, decay) = (S::Wide::from_f64(step.lr), S::Wide::from_f64(step.weight_decay));
+    let momentum = S::Wide::from_f64(step.momentum);
     let nesterov = step.nesterov;
-    vectorised(
+    let velocity = (step.momentum != 0.0).then_some(velocity);
+    assert!(velocity.as_ref().is_none_or(|velocity| velocity.len() == len), "lengths differ");
+    cpu.divide(
+        len,
+        LINE,
+        CHEAP,
+        ((p, velocity), copy),
         #[inline(always)]
-        || {
-            for ((p, &g), velocity) in p.iter_mut().zip(g).zip(velocity) {
-                let g = g * grad_scale + decay * *p;
-                *velocity = momentum * *velocity + g;
-                let direction = if nesterov { g + momentum * *velocity } else { *velocity };
-                *p -= lr * direction;
+        |part, ((p, velocity), copy)| {
+            let (lr, decay, momentum, grad_scale) = (lr, decay, momentum, grad_scale);
+            let state = p.iter_mut().zip(&g[part]);
+            match velocity {
+                None => {
+                    for (p, &g) in state {
+                        *p -= lr * (g * grad_scale + decay * *p);
+                    }
+                }
+                Some(velocity) => {
+                    for ((p, &g), velocity) in state.zip(velocity) {
+                        let g = g * grad_scale + decay * *p;
+                        *velocity = momentum * *velocity + g;
+                        let direction = if nesterov { g + momentum * *velocity } else { *velocity };
+                        *p -= lr * direction;
+                    }
+                }
+            }
+            if let Some(copy) = copy {
+                for (copy, &p) in copy.iter_mut().zip(p.iter()) {
+                    *copy = S::narrow(p);
+                }
             }
         },
     );
@@ -174,7 +213,7 @@ pub fn sgd_in_place<T: Float>(step: &SgdStep, grad_scale: T, p: &mut [T], g: &[T
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_close, poisoned, random};
+    use crate::testing::{assert_close, random};
     use proptest::prelude::*;
 
     fn adam_step(t: i32, l2: bool) -> AdamStep {
@@ -212,11 +251,7 @@ mod tests {
                 expected[i] -= 1e-2 * m / (v.sqrt() + 1e-8);
             }
             let scale = T::from_f64(0.5);
-            let mut out = [poisoned::<T>(len), poisoned::<T>(len), poisoned::<T>(len)];
-            let [p_out, m_out, v_out] = &mut out;
-            adam(&step, scale, &p, &g, &m, &v, p_out, m_out, v_out);
-            adam_in_place(&step, scale, &mut p, &g, &mut m, &mut v);
-            assert_eq!(out, [p.clone(), m.clone(), v.clone()]);
+            adam_in_place(&Cpu::single(), &step, scale, &mut p, &g, &mut m, &mut v);
         }
         assert_close(&p, &expected, tolerance);
     }
@@ -242,7 +277,7 @@ mod tests {
                     buffer[i] = momentum * buffer[i] + g;
                     expected[i] -= 0.1 * if nesterov { g + momentum * buffer[i] } else { buffer[i] };
                 }
-                sgd_in_place(&step, 2.0, &mut p, &g, &mut velocity);
+                sgd_in_place(&Cpu::single(), &step, 2.0, &mut p, &g, &mut velocity);
             }
             assert_close(&p, &expected, 1e-13);
         }
@@ -251,7 +286,7 @@ mod tests {
     #[test]
     fn nan_gradients_reach_parameters() {
         let (mut p, mut m, mut v) = ([1.0_f32; 2], [0.0; 2], [0.0; 2]);
-        adam_in_place(&adam_step(1, false), 1.0, &mut p, &[f32::NAN, 1.0], &mut m, &mut v);
+        adam_in_place(&Cpu::single(), &adam_step(1, false), 1.0, &mut p, &[f32::NAN, 1.0], &mut m, &mut v);
         assert!(p[0].is_nan() && p[1].is_finite());
     }
 }

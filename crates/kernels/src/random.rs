@@ -3,7 +3,10 @@
 //!
 //! Source: Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 
-use crate::float::{Float, vectorised};
+use crate::cpu::Cpu;
+use crate::float::Float;
+use crate::parts::{COSTLY, min_rows, rows_of};
+use crate::storage::Storage;
 
 /// A stable 64-bit hash of a name, computed once; [`NamedKey::at`] makes keys of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -202,14 +205,17 @@ fn is_run(index: &[u32]) -> bool {
 /// # Shape
 /// `x`, `out` `[rows, width]` with width the length of `inner_index`, the global indices along the
 /// last dim; `index_of_row` gives the global linear index of a row's element with inner index 0.
-pub fn dropout<T: Float>(
-    x: &[T],
-    out: &mut [T],
+pub fn dropout<S: Storage>(
+    cpu: &Cpu,
+    x: &[S],
+    out: &mut [S],
     p: f64,
     key: &Key,
-    index_of_row: impl Fn(usize) -> u64,
+    index_of_row: impl Fn(usize) -> u64 + Send + Sync,
     inner_index: &[u32],
 ) {
+    /// Columns at a time; their factors sit on the stack. A multiple of 4, so that blocks stay whole.
+    const COLUMNS: usize = 256;
     assert_eq!(x.len(), out.len(), "lengths differ");
     let width = inner_index.len();
     if x.is_empty() {
@@ -217,14 +223,25 @@ pub fn dropout<T: Float>(
     }
     assert!(x.len().is_multiple_of(width), "x is not whole rows");
     let rule = DropoutRule::new(p);
-    vectorised(
+    cpu.divide(
+        x.len() / width,
+        1,
+        min_rows(COSTLY, width),
+        out,
         #[inline(always)]
-        || {
-            let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
-            for (row, (x, out)) in rows.enumerate() {
-                rule.factors(key, index_of_row(row), inner_index, out);
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = if *out == T::ZERO { T::ZERO } else { x * *out };
+        |rows, out| {
+            let mut factors = [S::Wide::ZERO; COLUMNS];
+            let x = rows_of(x, &rows, width).chunks_exact(width);
+            for (row, (x, out)) in rows.zip(x.zip(out.chunks_exact_mut(width))) {
+                let row_index = index_of_row(row);
+                let blocks = x.chunks(COLUMNS).zip(out.chunks_mut(COLUMNS));
+                for ((x, out), inner_index) in blocks.zip(inner_index.chunks(COLUMNS)) {
+                    let factors = &mut factors[..x.len()];
+                    rule.factors(key, row_index, inner_index, factors);
+                    for ((out, &x), &factor) in out.iter_mut().zip(x).zip(factors.iter()) {
+                        let kept = S::narrow(x.widen() * factor);
+                        *out = if factor == S::Wide::ZERO { S::narrow(S::Wide::ZERO) } else { kept };
+                    }
                 }
             }
         },
@@ -290,7 +307,7 @@ mod tests {
             let x = vec![1.0_f32; rows * width];
             let all: Vec<u32> = (0..width as u32).collect();
             let mut whole = vec![f32::NAN; x.len()];
-            dropout(&x, &mut whole, p, &key, |r| (r * width) as u64, &all);
+            dropout(&Cpu::single(), &x, &mut whole, p, &key, |r| (r * width) as u64, &all);
             for (i, &y) in whole.iter().enumerate() {
                 let keep = f64::from(key.bits(i as u64)) >= (p * 4_294_967_296.0).floor();
                 prop_assert_eq!(y, if keep { (1.0 / (1.0 - p)) as f32 } else { 0.0 });
@@ -300,7 +317,7 @@ mod tests {
                 let mine: Vec<u32> = (shard as u32..width as u32).step_by(ways).collect();
                 let x = vec![1.0_f32; rows * mine.len()];
                 let mut part = vec![f32::NAN; x.len()];
-                dropout(&x, &mut part, p, &key, |r| ((rows - 1 - r) * width) as u64, &mine);
+                dropout(&Cpu::single(), &x, &mut part, p, &key, |r| ((rows - 1 - r) * width) as u64, &mine);
                 for r in 0..rows {
                     for (c, &column) in mine.iter().enumerate() {
                         prop_assert_eq!(part[r * mine.len() + c], whole[(rows - 1 - r) * width + column as usize]);
@@ -314,9 +331,9 @@ mod tests {
     fn certain_dropout_drops_all_even_nan() {
         let key = Key::new(0, 0, "all");
         let mut out = [1.0_f32; 4];
-        dropout(&[f32::NAN, 1.0, 2.0, 3.0], &mut out, 1.0, &key, |_| 0, &[0, 1, 2, 3]);
+        dropout(&Cpu::single(), &[f32::NAN, 1.0, 2.0, 3.0], &mut out, 1.0, &key, |_| 0, &[0, 1, 2, 3]);
         assert_eq!(out, [0.0; 4]);
-        dropout(&[f32::NAN, 1.0, 2.0, 3.0], &mut out, 0.0, &key, |_| 0, &[0, 1, 2, 3]);
+        dropout(&Cpu::single(), &[f32::NAN, 1.0, 2.0, 3.0], &mut out, 0.0, &key, |_| 0, &[0, 1, 2, 3]);
         assert!(out[0].is_nan() && out[1..] == [1.0, 2.0, 3.0]);
     }
 }

@@ -1,7 +1,12 @@
-//! Sums over a dim and over everything, in an order that depends on lengths alone.
+//! Sums over a dim and over everything, in an order that depends on lengths alone, but for the sum of
+//! squares, where it depends on the number of threads too.
 //! Accumulation is in `f64`, whatever the element type. Maxima over the vocabulary are in `loss`.
 
-use crate::float::{Float, vectorised};
+use crate::cpu::Cpu;
+use crate::float::Float;
+use crate::parts::{CHEAP, LINE, Loop, Shared, min_rows, part_index};
+use crate::storage::Storage;
+use std::ops::Range;
 
 /// Columns summed at a time; their partial sums sit on the stack (2 KiB).
 const COLUMNS: usize = 256;
@@ -9,33 +14,31 @@ const COLUMNS: usize = 256;
 /// Independent partial sums of [`lane_sum`]: enough to hide the latency of an addition.
 const LANES: usize = 16;
 
-/// The sum of `term` over equally long slices, as 16 interleaved partial sums combined by a tree.
+/// Parts of a sum over everything, at most.
+const PARTS: usize = 64;
+
+/// The sum of `term` over three equally long slices, as 16 interleaved partial sums combined by a tree.
+///
+/// A sum over fewer slices names one of them again: what `term` does not look at is not read.
 #[inline(always)]
-pub(crate) fn lane_sum<T: Float, const S: usize>(slices: [&[T]; S], term: impl Fn([T; S]) -> f64) -> f64 {
-    let len = slices[0].len();
-    assert!(slices.iter().all(|s| s.len() == len));
+pub(crate) fn lane_sum<A: Copy, B: Copy, C: Copy>(
+    a: &[A],
+    b: &[B],
+    c: &[C],
+    term: impl Fn(A, B, C) -> f64,
+) -> f64 {
+    assert!(a.len() == b.len() && a.len() == c.len());
     let mut lanes = [0.0_f64; LANES];
-    let split = slices.map(
-        #[inline(always)]
-        |s| s.as_chunks::<LANES>(),
-    );
-    for block in 0..len / LANES {
-        let chunk: [&[T; LANES]; S] = std::array::from_fn(
-            #[inline(always)]
-            |s| &split[s].0[block],
-        );
+    let (a, a_rest) = a.as_chunks::<LANES>();
+    let (b, b_rest) = b.as_chunks::<LANES>();
+    let (c, c_rest) = c.as_chunks::<LANES>();
+    for ((a, b), c) in a.iter().zip(b).zip(c) {
         for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(std::array::from_fn(
-                #[inline(always)]
-                |s| chunk[s][lane],
-            ));
+            *sum += term(a[lane], b[lane], c[lane]);
         }
     }
-    for (lane, sum) in lanes.iter_mut().enumerate().take(len % LANES) {
-        *sum += term(std::array::from_fn(
-            #[inline(always)]
-            |s| split[s].1[lane],
-        ));
+    for (sum, ((&a, &b), &c)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest).zip(c_rest)) {
+        *sum += term(a, b, c);
     }
     let mut width = LANES / 2;
     while width > 0 {
@@ -51,31 +54,48 @@ pub(crate) fn lane_sum<T: Float, const S: usize>(slices: [&[T]; S], term: impl F
 ///
 /// # Shape
 /// `x` `[outer, reduced, inner]`, `out` `[outer, inner]`.
-pub fn sum<T: Float>(x: &[T], outer: usize, reduced: usize, inner: usize, out: &mut [T]) {
+pub fn sum<S: Storage>(cpu: &Cpu, x: &[S], outer: usize, reduced: usize, inner: usize, out: &mut [S::Wide]) {
     assert_eq!(x.len(), outer * reduced * inner, "x has the wrong length");
     assert_eq!(out.len(), outer * inner, "out has the wrong length");
-    vectorised(
-        #[inline(always)]
-        || {
-            if inner == 1 {
-                for (o, out) in out.iter_mut().enumerate() {
-                    let row = &x[o * reduced..][..reduced];
-                    *out = T::from_f64(lane_sum(
-                        [row],
+    if inner == 1 {
+        cpu.divide(
+            outer,
+            LINE,
+            min_rows(CHEAP, reduced),
+            out,
+            #[inline(always)]
+            |rows, out| {
+                for (row, out) in rows.zip(out) {
+                    let row = &x[row * reduced..][..reduced];
+                    let total = lane_sum(
+                        row,
+                        row,
+                        row,
                         #[inline(always)]
-                        |[x]| x.to_f64(),
-                    ));
+                        |x, _, _| x.widen().to_f64(),
+                    );
+                    *out = Float::from_f64(total);
                 }
-            } else {
-                sum_columns(
-                    x,
-                    reduced,
-                    inner,
-                    out,
-                    #[inline(always)]
-                    |_| 1.0,
-                );
-            }
+            },
+        );
+        return;
+    }
+    cpu.divide(
+        out.len(),
+        LINE,
+        min_rows(CHEAP, reduced),
+        out,
+        #[inline(always)]
+        |part, out| {
+            sum_columns(
+                x,
+                reduced,
+                inner,
+                part,
+                out,
+                #[inline(always)]
+                |_| 1.0,
+            )
         },
     );
 }
@@ -85,72 +105,101 @@ pub fn sum<T: Float>(x: &[T], outer: usize, reduced: usize, inner: usize, out: &
 /// A weight of exactly zero leaves its row out, even if that row holds NaN.
 ///
 /// # Shape
-/// `x` `[outer, reduced, inner]`, `w` `[outer, reduced]`, `out` `[outer, inner]`.
-pub fn weighted_sum<T: Float>(x: &[T], w: &[T], outer: usize, reduced: usize, inner: usize, out: &mut [T]) {
+/// `x` `[outer, reduced, inner]`, `weights` `[outer, reduced]`, `out` `[outer, inner]`.
+pub fn weighted_sum<S: Storage>(
+    cpu: &Cpu,
+    x: &[S],
+    weights: &[S::Wide],
+    outer: usize,
+    reduced: usize,
+    inner: usize,
+    out: &mut [S],
+) {
     assert_eq!(x.len(), outer * reduced * inner, "x has the wrong length");
-    assert_eq!(w.len(), outer * reduced, "w has the wrong length");
+    assert_eq!(weights.len(), outer * reduced, "weights has the wrong length");
     assert_eq!(out.len(), outer * inner, "out has the wrong length");
-    vectorised(
+    cpu.divide(
+        out.len(),
+        LINE,
+        min_rows(CHEAP, reduced),
+        out,
         #[inline(always)]
-        || {
+        |part, out| {
             sum_columns(
                 x,
                 reduced,
                 inner,
+                part,
                 out,
                 #[inline(always)]
-                |row| w[row].to_f64(),
+                |row| weights[row].to_f64(),
             );
         },
     );
 }
 
-/// Weighted sums of columns; `weight` takes the flat (outer, reduced) index.
+/// Weighted sums of the columns whose flat (outer, inner) indices are in `part`; `weight` takes the flat
+/// (outer, reduced) index.
 #[inline(always)]
-fn sum_columns<T: Float>(
-    x: &[T],
+fn sum_columns<S: Storage, O: Storage<Wide = S::Wide>>(
+    x: &[S],
     reduced: usize,
     inner: usize,
-    out: &mut [T],
+    part: Range<usize>,
+    mut out: &mut [O],
     weight: impl Fn(usize) -> f64,
 ) {
-    if inner == 0 {
-        return;
-    }
     let mut sums = [0.0_f64; COLUMNS];
-    for (o, out) in out.chunks_exact_mut(inner).enumerate() {
-        for (block, out) in out.chunks_mut(COLUMNS).enumerate() {
-            let sums = &mut sums[..out.len()];
-            sums.fill(0.0);
-            for r in o * reduced..(o + 1) * reduced {
-                let w = weight(r);
-                if w == 0.0 {
-                    continue;
-                }
-                let row = &x[r * inner + block * COLUMNS..][..sums.len()];
-                for (sum, &x) in sums.iter_mut().zip(row) {
-                    *sum = x.to_f64().mul_add(w, *sum);
-                }
+    let mut at = part.start;
+    while at < part.end {
+        let (o, column) = (at / inner, at % inner);
+        let (here, rest) = out.split_at_mut(COLUMNS.min(inner - column).min(part.end - at));
+        let sums = &mut sums[..here.len()];
+        sums.fill(0.0);
+        for r in o * reduced..(o + 1) * reduced {
+            let w = weight(r);
+            if w == 0.0 {
+                continue;
             }
-            for (out, &sum) in out.iter_mut().zip(sums.iter()) {
-                *out = T::from_f64(sum);
+            let row = &x[r * inner + column..][..sums.len()];
+            for (sum, &x) in sums.iter_mut().zip(row) {
+                *sum = x.widen().to_f64().mul_add(w, *sum);
             }
         }
+        for (out, &sum) in here.iter_mut().zip(sums.iter()) {
+            *out = O::narrow(Float::from_f64(sum));
+        }
+        at += here.len();
+        out = rest;
     }
 }
 
 /// The sum of squares of all elements, accumulated in `f64`.
-pub fn sum_squares<T: Float>(x: &[T]) -> T {
-    T::from_f64(vectorised(
-        #[inline(always)]
-        || {
-            lane_sum(
-                [x],
-                #[inline(always)]
-                |[x]| x.to_f64() * x.to_f64(),
-            )
-        },
-    ))
+pub fn sum_squares<S: Storage>(cpu: &Cpu, x: &[S]) -> S::Wide {
+    let mut sums = [0.0_f64; PARTS];
+    let shared = Shared::new(&mut sums);
+    cpu.split(x.len(), LINE, CHEAP.max(x.len().div_ceil(PARTS)), |part| {
+        let index = part_index(&part, x.len(), PARTS);
+        // SAFETY: there are at most PARTS parts, and each has an index of its own.
+        let sum = unsafe { shared.part(index..index + 1) };
+        let x = &x[part];
+        sum[0] = cpu.vectorised(Loop(
+            #[inline(always)]
+            || {
+                lane_sum(
+                    x,
+                    x,
+                    x,
+                    #[inline(always)]
+                    |x, _, _| {
+                        let x = x.widen().to_f64();
+                        x * x
+                    },
+                )
+            },
+        ));
+    });
+    Float::from_f64(sums.iter().sum())
 }
 
 #[cfg(test)]
@@ -173,13 +222,13 @@ mod tests {
             }
         }
         let mut out = poisoned::<T>(outer * inner);
-        sum(&x, outer, reduced, inner, &mut out);
+        sum(&Cpu::single(), &x, outer, reduced, inner, &mut out);
         assert_close(&out, &plain, tolerance);
         let mut out = poisoned::<T>(outer * inner);
-        weighted_sum(&x, &w, outer, reduced, inner, &mut out);
+        weighted_sum(&Cpu::single(), &x, &w, outer, reduced, inner, &mut out);
         assert_close(&out, &weighted, tolerance);
         let squares: f64 = x.iter().map(|x| x.to_f64() * x.to_f64()).sum();
-        assert_close(&[sum_squares(&x)], &[squares], tolerance);
+        assert_close(&[sum_squares(&Cpu::single(), &x)], &[squares], tolerance);
     }
 
     proptest! {
@@ -199,10 +248,10 @@ mod tests {
     fn zero_weight_hides_nan_and_other_weights_show_it() {
         let x = [f32::NAN, 2.0];
         let mut out = poisoned(1);
-        weighted_sum(&x, &[0.0, 3.0], 1, 2, 1, &mut out);
+        weighted_sum(&Cpu::single(), &x, &[0.0, 3.0], 1, 2, 1, &mut out);
         assert_eq!(out, [6.0]);
-        weighted_sum(&x, &[1.0, 3.0], 1, 2, 1, &mut out);
+        weighted_sum(&Cpu::single(), &x, &[1.0, 3.0], 1, 2, 1, &mut out);
         assert!(out[0].is_nan());
-        assert!(sum_squares(&x).is_nan());
+        assert!(sum_squares(&Cpu::single(), &x).is_nan());
     }
 }

@@ -1,7 +1,11 @@
 //! Rotary position embedding. Frequencies are plain powers; no scaling schemes for long contexts.
 
-use crate::float::{Float, vectorised};
+use crate::cpu::Cpu;
+use crate::float::Float;
 use crate::math;
+use crate::parts::{COSTLY, min_rows, rows_of};
+use crate::storage::Storage;
+use std::ops::Range;
 
 /// Pairs rotated at a time; their frequencies, sines and cosines sit on the stack.
 const PAIRS: usize = 32;
@@ -15,14 +19,15 @@ const PAIRS: usize = 32;
 ///
 /// # Source
 /// Su et al., "RoFormer", 2021, with the half-split pairing of Hugging Face's Llama.
-pub fn rotary<T: Float>(
-    x: &[T],
+pub fn rotary<S: Storage>(
+    cpu: &Cpu,
+    x: &[S],
     positions: &[i32],
     heads: usize,
     head_dim: usize,
     theta: f64,
     inverse: bool,
-    out: &mut [T],
+    out: &mut [S],
 ) {
     let row_len = heads * head_dim;
     assert_eq!(x.len(), positions.len() * row_len, "x has the wrong length");
@@ -36,31 +41,51 @@ pub fn rotary<T: Float>(
         for (i, f) in frequency.iter_mut().enumerate().take(width) {
             *f = direction * theta.powf(-2.0 * (start + i) as f64 / head_dim as f64);
         }
-        vectorised(
+        cpu.divide(
+            positions.len(),
+            1,
+            min_rows(COSTLY, row_len),
+            &mut *out,
             #[inline(always)]
-            || {
-                let (mut cos, mut sin) = ([T::ZERO; PAIRS], [T::ZERO; PAIRS]);
-                for (row, &position) in positions.iter().enumerate() {
-                    let position = f64::from(position);
-                    for ((c, s), f) in cos.iter_mut().zip(&mut sin).zip(&frequency) {
-                        let (sine, cosine) = math::sin_cos(position * f);
-                        (*s, *c) = (T::from_f64(sine), T::from_f64(cosine));
-                    }
-                    for head in 0..heads {
-                        let at = row * row_len + head * head_dim + start;
-                        let first = &x[at..][..width];
-                        let second = &x[at + half..][..width];
-                        let (out_first, out_second) = out[at..][..half + width].split_at_mut(half);
-                        let (out_first, out_second) = (&mut out_first[..width], &mut out_second[..width]);
-                        for i in 0..width {
-                            let (a, b) = (first[i], second[i]);
-                            out_first[i] = a * cos[i] - b * sin[i];
-                            out_second[i] = b * cos[i] + a * sin[i];
-                        }
-                    }
-                }
+            |rows, out| {
+                let x = rows_of(x, &rows, row_len);
+                rotate_pairs(x, &positions[rows], head_dim, start..start + width, &frequency, out);
             },
         );
+    }
+}
+
+/// Rotates the pairs in `pairs` of every head of every row.
+#[inline(always)]
+fn rotate_pairs<S: Storage>(
+    x: &[S],
+    positions: &[i32],
+    head_dim: usize,
+    pairs: Range<usize>,
+    frequency: &[f64; PAIRS],
+    out: &mut [S],
+) {
+    let (half, width) = (head_dim / 2, pairs.len());
+    let row_len = x.len() / positions.len().max(1);
+    let (mut cos, mut sin) = ([S::Wide::ZERO; PAIRS], [S::Wide::ZERO; PAIRS]);
+    for (row, &position) in positions.iter().enumerate() {
+        let position = f64::from(position);
+        for ((c, s), f) in cos.iter_mut().zip(&mut sin).zip(frequency) {
+            let (sine, cosine) = math::sin_cos(position * f);
+            (*s, *c) = (S::Wide::from_f64(sine), S::Wide::from_f64(cosine));
+        }
+        for head in (0..row_len).step_by(head_dim) {
+            let at = row * row_len + head + pairs.start;
+            let first = &x[at..][..width];
+            let second = &x[at + half..][..width];
+            let (out_first, out_second) = out[at..][..half + width].split_at_mut(half);
+            let (out_first, out_second) = (&mut out_first[..width], &mut out_second[..width]);
+            for i in 0..width {
+                let (a, b) = (first[i].widen(), second[i].widen());
+                out_first[i] = S::narrow(a * cos[i] - b * sin[i]);
+                out_second[i] = S::narrow(b * cos[i] + a * sin[i]);
+            }
+        }
     }
 }
 
@@ -86,10 +111,10 @@ mod tests {
             }
         }
         let mut y = poisoned::<T>(x.len());
-        rotary(&x, positions, heads, head_dim, theta, false, &mut y);
+        rotary(&Cpu::single(), &x, positions, heads, head_dim, theta, false, &mut y);
         assert_close(&y, &expected, tolerance);
         let mut back = poisoned::<T>(x.len());
-        rotary(&y, positions, heads, head_dim, theta, true, &mut back);
+        rotary(&Cpu::single(), &y, positions, heads, head_dim, theta, true, &mut back);
         let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
         assert_close(&back, &x, tolerance);
     }

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 /// enough to vectorise.
 pub trait Storage: Copy + Send + Sync + Default + PartialEq + std::fmt::Debug + 'static {
     /// What it is computed in.
-    type Wide: Float + Storage<Wide = Self::Wide>;
+    type Wide: Float;
 
     /// The same value, wider; exact.
     fn widen(self) -> Self::Wide;

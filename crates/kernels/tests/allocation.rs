@@ -37,6 +37,8 @@ fn kernels_allocate_nothing() {
     let [x, y, z] = &mut out;
     let index: Vec<u32> = (0..width as u32).collect();
     let ids = vec![1_i32; rows];
+    let cpu = Cpu::single();
+    let mut half = vec![half::bf16::ZERO; len];
     let key = Key::new(1, 2, "allocation");
     let shape = AttentionShape {
         batch: 1,
@@ -52,7 +54,7 @@ fn kernels_allocate_nothing() {
         scale: 0.3,
         dropout: None,
     };
-    let mut scratch = vec![0.0; attention_scratch(&shape)];
+    let mut scratch = vec![0.0; attention_scratch(&shape, 1)];
     let adam_step = AdamStep {
         lr: 0.1,
         beta1: 0.9,
@@ -67,37 +69,39 @@ fn kernels_allocate_nothing() {
     let (column, row) = (&a[..rows], &a[..width]);
 
     let before = ALLOCATIONS.get();
-    add(&a, &b, x);
-    add_bias(&a, row, x);
-    scale(&a, 2.0, x);
-    accumulate(&a, x);
-    sum(&a, 2, 3, width, &mut x[..2 * width]);
-    weighted_sum(&a, column, 1, rows, width, &mut x[..width]);
-    std::hint::black_box(sum_squares(&a));
-    pack(&a, 2, 3, width, x);
-    unpack(&a, 2, 3, width, x);
-    gelu(&a, x);
-    gelu_backward(&a, &b, x);
-    swiglu(&a, &b, x);
-    swiglu_backward(&a, &b, &a, x, y);
+    add(&cpu, &a, &b, x);
+    add_bias(&cpu, &a, row, x);
+    accumulate(&cpu, &a, x);
+    cast(&cpu, &a, &mut half);
+    sum(&cpu, &a, 2, 3, width, &mut x[..2 * width]);
+    weighted_sum(&cpu, &a, column, 1, rows, width, &mut x[..width]);
+    std::hint::black_box(sum_squares(&cpu, &a));
+    pack(&cpu, &a, 2, 3, width, x);
+    unpack(&cpu, &a, 2, 3, width, x);
+    gelu(&cpu, &a, x);
+    gelu_backward(&cpu, &a, &b, x);
+    swiglu(&cpu, &a, &b, x);
+    swiglu_backward(&cpu, &a, &b, &a, x, y);
     for kind in [NormKind::Layer, NormKind::Rms] {
-        norm_forward(kind, 1e-5, &a, row, Some(row), x);
-        norm_backward_input(kind, 1e-5, &a, row, &b, x);
-        norm_backward_weight(kind, 1e-5, &a, &b, &mut x[..width]);
+        norm_forward(&cpu, kind, 1e-5, &a, row, Some(row), x);
+        add_norm_forward(&cpu, kind, 1e-5, &a, &b, row, None, x, y);
+        norm_backward_input(&cpu, kind, 1e-5, &a, row, &b, x);
+        norm_backward_weight(&cpu, kind, 1e-5, &a, &b, &mut x[..width]);
     }
-    embedding_forward(&ids, &index, &a, width, x);
-    embedding_backward(&ids, &index, &a, width, x);
-    rotary(&a, &ids, 1, width, 1e4, false, x);
-    dropout(&a, x, 0.5, &key, |row| (row * width) as u64, &index);
-    row_max(&a, &index, width, &mut x[..rows]);
-    sum_exp(&a, column, &ids, &index, &index, width, &mut x[..rows], &mut y[..rows]);
-    token_loss(column, column, column, column, &mut x[..rows]);
-    token_loss_backward(column, column, column, &mut x[..rows], &mut y[..rows]);
-    sum_exp_backward(&a, column, &ids, &index, &index, width, column, column, x);
-    adam(&adam_step, 1.0, &a, &b, &a, &b, x, y, z);
-    adam_in_place(&adam_step, 1.0, x, &a, y, z);
-    sgd_in_place(&sgd_step, 1.0, x, &a, y);
-    attention_forward(&shape, &a, &b, &a, x, &mut y[..rows], &mut scratch);
-    attention_backward(&shape, &a, &b, &a, &b, column, &a, x, y, z, &mut scratch);
+    embedding_forward(&cpu, &ids, &index, &a, width, x);
+    embedding_backward(&cpu, &ids, &index, &a, width, x);
+    rotary(&cpu, &a, &ids, 1, width, 1e4, false, x);
+    dropout(&cpu, &a, x, 0.5, &key, |row| (row * width) as u64, &index);
+    row_max(&cpu, &a, &index, width, &mut x[..rows]);
+    sum_exp(&cpu, &a, column, &ids, &index, &index, width, &mut x[..rows], &mut y[..rows]);
+    token_loss(&cpu, column, column, column, column, &mut x[..rows]);
+    token_loss_backward(&cpu, column, column, column, &mut x[..rows], &mut y[..rows]);
+    sum_exp_backward(&cpu, &a, column, &ids, &index, &index, width, column, column, x);
+    adam_with_copy(&cpu, &adam_step, 1.0, x, &a, y, z, Some(&mut half));
+    sgd_with_copy(&cpu, &sgd_step, 1.0, x, &a, y, Some(&mut half));
+    adam_in_place(&cpu, &adam_step, 1.0, x, &a, y, z);
+    sgd_in_place(&cpu, &sgd_step, 1.0, x, &a, y);
+    attention_forward(&cpu, &shape, &a, &b, &a, x, &mut y[..rows], &mut scratch);
+    attention_backward(&cpu, &shape, &a, &b, &a, &b, column, &a, x, y, z, &mut scratch);
     assert_eq!(ALLOCATIONS.get() - before, 0);
 }

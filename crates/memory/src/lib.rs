@@ -16,5 +16,5 @@ pub use arena::{Arena, LIVE_REGIONS, SPAN_ALIGN, Span};
 pub use dtype::{DType, Element, Plain};
 pub use error::MemoryError;
 pub use file::{MappedFile, map_file};
-pub use machine::{available_bytes, keep_heap_small, peak_resident_bytes, release_freed};
+pub use machine::{available_bytes, keep_heap_small, peak_resident_bytes, release_freed, thread_cpu_seconds};
 pub use region::{Region, RegionMut};

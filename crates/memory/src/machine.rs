@@ -19,6 +19,14 @@ pub fn peak_resident_bytes() -> Option<u64> {
     kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// Processor time that the calling thread has used. `None` where the system does not say.
+pub fn thread_cpu_seconds() -> Option<f64> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the system writes one `timespec` to the place it is given.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    (result == 0).then(|| time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
+}
+
 /// Gives memory that was freed back to the system: building a tokenizer or a token cache takes much for a moment, and
 /// the allocator would keep it beside the arenas. Does nothing where the allocator has no such call.
 pub fn release_freed() {
@@ -99,6 +107,13 @@ mod tests {
         let available = available_bytes().unwrap();
         assert!(available > 1 << 20, "{available}");
         assert!(peak_resident_bytes().unwrap() >= resident_bytes().unwrap() / 2);
+    }
+
+    #[test]
+    fn sleeping_takes_no_processor_time() {
+        let before = thread_cpu_seconds().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(thread_cpu_seconds().unwrap() - before < 0.02);
     }
 
     #[test]

@@ -12,4 +12,4 @@ mod step;
 
 pub use decoder::{Decoder, Family, ModelError};
 pub use optimizer::{Optimizer, OptimizerKind};
-pub use step::{Step, evaluate_step, next_token_step, train_step};
+pub use step::{Precision, Step, evaluate_step, next_token_step, train_step};

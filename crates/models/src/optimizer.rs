@@ -38,7 +38,16 @@ impl Optimizer {
     /// Gradients arrive as sums over tokens; dividing by the number of unmasked tokens of the whole step and clipping
     /// are one factor, computed from statistics that every rank agrees on. One squared norm per parameter, in name
     /// order, so that the fold does not depend on the layout.
-    pub(crate) fn write(&self, g: &mut Graph, cotangents: &Cotangents, loss: ValueId, num_tokens: ValueId) {
+    ///
+    /// `loss_scale`: what the loss was multiplied by before the backward, if it was.
+    pub(crate) fn write(
+        &self,
+        g: &mut Graph,
+        cotangents: &Cotangents,
+        loss: ValueId,
+        num_tokens: ValueId,
+        loss_scale: Option<ValueId>,
+    ) {
         g.set_role(Role::Update);
         let mut parameters: Vec<(String, ValueId, ValueId, bool)> = Vec::new();
         for (parameter, uses) in &cotangents.leaves {
@@ -65,11 +74,12 @@ impl Optimizer {
         }
         let statistics = stack(g, &statistics);
         let clip = Op::ClipScale { max_norm: self.clip_norm };
+        let operands: Vec<ValueId> = [statistics].into_iter().chain(loss_scale).collect();
         let results: [(&[_], ValueType); 2] = [(&[], ValueType::Float), (&[], ValueType::Float)];
-        let node = g.push(clip, "clip".to_owned(), &[statistics], &results);
+        let node = g.push(clip, "clip".to_owned(), &operands, &results);
         let [scale, grad_norm] = g.node(node).outputs[..] else { unreachable!("two results") };
         g.mark_output("grad_norm", grad_norm);
-        let (lr, step) = (g.scalar("lr"), g.scalar("step"));
+        let (lr, step) = (g.scalar("lr", &[]), g.scalar("step", &[]));
         for (name, parameter, gradient, decay) in parameters {
             g.set_place(Place::Holders(parameter));
             let dims = g.value(parameter).dims.clone();

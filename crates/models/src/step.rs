@@ -14,6 +14,19 @@ pub struct Step {
     pub sequence_length: usize,
 }
 
+/// In what a step computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Everything in one type.
+    #[default]
+    Uniform,
+    /// Activations and casts of the parameters in a narrow type; master weights, gradients and moments wide.
+    Mixed,
+    /// Mixed, with the loss multiplied by the run-time number `loss_scale` before the backward, so that small
+    /// cotangents survive in a type of small range; the update divides by it (Micikevicius et al., 2018).
+    Scaled,
+}
+
 struct Loss {
     nll: ValueId,
     sum: ValueId,
@@ -47,6 +60,7 @@ pub fn train_step(
     optimizer: &Optimizer,
     step: Step,
     recompute: Recompute,
+    precision: Precision,
 ) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
     let loss = forward(model, &mut g, step);
@@ -55,28 +69,32 @@ pub fn train_step(
     // Seeding with ones gives gradients of the sum; the update divides by the number of tokens of the whole step.
     g.set_role(Role::BackwardInput);
     let dims = g.value(loss.nll).dims.clone();
-    let seed = g.fill("loss.seed", 1.0, &dims);
+    let scaled = precision == Precision::Scaled;
+    let seed = if scaled { g.scalar("loss_scale", &dims) } else { g.fill("loss.seed", 1.0, &dims) };
     let cotangents = graph::vjp(&mut g, loss.nll, seed, &leaves)?;
     graph::assign_backward_roles(&mut g, &cotangents);
     graph::recompute(&mut g, recompute, 1..model.num_layers + 1);
     if let Some(d_embedding) = g.stream().first().and_then(|v| cotangents.values.get(v)) {
         g.mark_output("embedding_gradient", *d_embedding);
     }
-    optimizer.write(&mut g, &cotangents, loss.sum, loss.num_tokens);
+    let loss_scale = scaled.then(|| g.scalar("loss_scale", &[]));
+    optimizer.write(&mut g, &cotangents, loss.sum, loss.num_tokens, loss_scale);
+    mix(&mut g, precision);
     Ok(g)
 }
 
 /// Loss of a batch without training. Output: `statistics` (`[loss sum, number of tokens]`).
-pub fn evaluate_step(model: &Decoder, step: Step) -> Graph {
+pub fn evaluate_step(model: &Decoder, step: Step, precision: Precision) -> Graph {
     let mut g = Graph::new();
     let loss = forward(model, &mut g, step);
     stack(&mut g, &[loss.sum, loss.num_tokens]);
+    mix(&mut g, precision);
     g
 }
 
 /// Logits of the next token after one position of each sequence. The input `select` is 1 at that position and 0
 /// elsewhere. Output: `logits` `[batch, vocab]`, on every rank.
-pub fn next_token_step(model: &Decoder, step: Step) -> Graph {
+pub fn next_token_step(model: &Decoder, step: Step, precision: Precision) -> Graph {
     let mut g = Graph::new();
     g.set_role(Role::Forward);
     let d = model.dims(&mut g, step.batch, step.sequence_length);
@@ -92,5 +110,12 @@ pub fn next_token_step(model: &Decoder, step: Step) -> Graph {
     g.set_place(Place::Everywhere);
     let shared = g.elementwise(Op::Share, "head.shared", &[logits]);
     g.mark_output("logits", shared);
+    mix(&mut g, precision);
     g
+}
+
+fn mix(g: &mut Graph, precision: Precision) {
+    if precision != Precision::Uniform {
+        graph::mix_precision(g);
+    }
 }

@@ -33,7 +33,7 @@ impl Lowering<'_> {
     pub(super) fn receive(&mut self, value: ValueId) {
         let maker = self.graph.producer(value);
         if maker.op.is_source()
-            || matches!(maker.op, Op::State(_))
+            || matches!(maker.op, Op::State(_) | Op::Cast)
             || self.canonical.contains_key(&self.key(value))
         {
             return;

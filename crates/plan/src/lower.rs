@@ -175,6 +175,7 @@ impl<'a> Lowering<'a> {
     pub(crate) fn new_buffer(&mut self, value: ValueId, dims: &[Dim], layout: Layout) -> BufferId {
         let dtype = match self.graph.value(value).value_type {
             ValueType::Float => self.plan.float,
+            ValueType::Narrow => self.plan.narrow,
             ValueType::Int => DType::I32,
         };
         let len = self.plan.local_len(dims, &layout);
@@ -211,10 +212,10 @@ impl<'a> Lowering<'a> {
 
     // ---- versions ----
 
-    /// States and what updates make belong to the rank, everything else to a stage.
+    /// States, their casts and what updates make belong to the rank, everything else to a stage.
     fn key(&self, value: ValueId) -> (ValueId, Option<usize>) {
         let maker = self.graph.producer(value);
-        let of_rank = maker.role == Role::Update || matches!(maker.op, Op::State(_));
+        let of_rank = maker.role == Role::Update || matches!(maker.op, Op::State(_) | Op::Cast);
         (value, if of_rank { None } else { self.stage })
     }
 
@@ -314,6 +315,9 @@ impl<'a> Lowering<'a> {
     fn node(&mut self, id: NodeId) {
         let node = self.graph.node(id).clone();
         self.stage = self.stage_of(&node);
+        if node.op == Op::Cast {
+            return self.cast(node);
+        }
         if self.stage.is_none() {
             return self.update_node(&node);
         }
@@ -325,6 +329,21 @@ impl<'a> Lowering<'a> {
         for value in &node.outputs {
             self.leave(block, *value, &node);
         }
+    }
+
+    /// Casts a state once per step, in the layout in which it is stored: what is gathered later is narrow already.
+    fn cast(&mut self, node: Node) {
+        let block = self.block(None, Phase::Begin);
+        let state = self.version(node.inputs[0], Role::Forward).expect("a state");
+        let dims = self.graph.value(node.outputs[0]).dims.clone();
+        let buffer = self.new_buffer(node.outputs[0], &dims, state.layout);
+        self.set_class(buffer, Class::Step);
+        self.set_canonical(node.outputs[0], Version { layout: state.layout, buffer });
+        let (inputs, outputs) = (vec![state.buffer], vec![buffer]);
+        self.emit(
+            block,
+            Instruction::Compute { op: Op::Cast, inputs, outputs, accumulate: false, name: node.name },
+        );
     }
 
     /// Emits a node's operation on the given operands and records its results.
@@ -434,6 +453,15 @@ impl<'a> Lowering<'a> {
                 self.set_class(version.buffer, Class::Step);
                 self.outputs.push((name.clone(), version.buffer));
             }
+        }
+        for block in &mut self.blocks {
+            // An action waits for what it needs before it begins and gives what it made when it ends, as schedules
+            // are checked and simulated.
+            block.instructions.sort_by_key(|i| match i {
+                Instruction::Recv { .. } => 0,
+                Instruction::Send { .. } => 2,
+                _ => 1,
+            });
         }
         self.states.sort_by(|a, b| a.0.cmp(&b.0));
         let slots = self.plan.schedule.slots();

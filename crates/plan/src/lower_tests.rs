@@ -3,7 +3,7 @@
 
 use graph::{Graph, Recompute};
 use memory::DType;
-use models::{Decoder, Family, Optimizer, OptimizerKind, Step, train_step};
+use models::{Decoder, Family, Optimizer, OptimizerKind, Precision, Step, train_step};
 
 use crate::{Chooser, Instruction, Parallel, Plan, PlanError, Program, check, check_world, lower};
 
@@ -26,6 +26,10 @@ fn decoder(family: Family, tied: bool) -> Decoder {
 }
 
 fn graph(family: Family, tied: bool, recompute: Recompute) -> Graph {
+    graph_in(family, tied, recompute, Precision::Uniform)
+}
+
+fn graph_in(family: Family, tied: bool, recompute: Recompute, precision: Precision) -> Graph {
     let optimizer = Optimizer {
         kind: OptimizerKind::AdamW,
         betas: [0.9, 0.95],
@@ -36,7 +40,7 @@ fn graph(family: Family, tied: bool, recompute: Recompute) -> Graph {
         clip_norm: 1.0,
     };
     let step = Step { batch: 12, sequence_length: 16 };
-    train_step(&decoder(family, tied), &optimizer, step, recompute).unwrap()
+    train_step(&decoder(family, tied), &optimizer, step, recompute, precision).unwrap()
 }
 
 fn layouts() -> Vec<Parallel> {
@@ -77,6 +81,52 @@ fn every_layout_lowers_to_a_program_that_the_checker_accepts() {
             let graph = graph(family, tied, recompute);
             for parallel in layouts() {
                 programs(&graph, &parallel, &Chooser::Policy);
+            }
+        }
+    }
+}
+
+#[test]
+fn mixed_precision_lowers_in_every_layout_and_keeps_what_is_summed_wide() {
+    for (family, tied, recompute, precision) in [
+        (Family::Gpt2, true, Recompute::None, Precision::Mixed),
+        (Family::Llama, true, Recompute::Selective, Precision::Scaled),
+        (Family::Llama, false, Recompute::Full, Precision::Mixed),
+    ] {
+        let graph = graph_in(family, tied, recompute, precision);
+        for parallel in layouts() {
+            let mut plan = Plan::new(&graph, &parallel, DType::F32).unwrap();
+            plan.narrow = DType::BF16;
+            let programs: Vec<Program> =
+                (0..parallel.pp).map(|c| lower(&graph, &plan, c, &Chooser::Policy, false).unwrap()).collect();
+            check_world(&plan, &programs).unwrap();
+            for program in &programs {
+                let dtype = |name: &str| {
+                    let buffer = program.buffers.iter().find(|b| b.name == name);
+                    buffer.map(|b| b.dtype)
+                };
+                for (name, wanted) in [
+                    ("layers.0.mlp.up", DType::BF16),
+                    ("layers.0.mlp.up.weight", DType::F32),
+                    ("layers.0.mlp.up.weight.cast", DType::BF16),
+                    ("layers.0.mlp.up.d_right", DType::F32),
+                    ("layers.0.mlp.up.d_left", DType::BF16),
+                    ("head.logits", DType::BF16),
+                    ("loss.nll.max", DType::F32),
+                    ("loss.nll", DType::F32),
+                ] {
+                    assert!(dtype(name).is_none_or(|d| d == wanted), "{name} is {:?}", dtype(name));
+                }
+                // A parameter is cast once, however many stages and microbatches read it.
+                let casts = program.blocks.iter().flat_map(|b| &b.instructions).filter_map(|i| match i {
+                    Instruction::Compute { op: graph::Op::Cast, inputs, .. } => Some(inputs[0]),
+                    _ => None,
+                });
+                let mut casts: Vec<_> = casts.collect();
+                let num_casts = casts.len();
+                casts.sort_unstable();
+                casts.dedup();
+                assert!(num_casts > 0 && num_casts == casts.len());
             }
         }
     }

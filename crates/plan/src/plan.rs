@@ -84,6 +84,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Precision of floats.
     pub float: DType,
+    /// Type of what mixed precision makes narrow: `float`, unless set to a smaller one before lowering.
+    pub narrow: DType,
     /// ZeRO stage.
     pub zero: u8,
     homes: [Vec<Dim>; Axis::COUNT],
@@ -132,6 +134,7 @@ impl Plan {
             mesh,
             schedule,
             float,
+            narrow: float,
             zero: parallel.zero,
             homes,
             digits,
@@ -240,8 +243,10 @@ impl Plan {
             let node = graph.node(*id);
             let Place::Layer(layer) = node.place else { continue };
             for value in &node.inputs {
-                if matches!(graph.producer(*value).op, graph::Op::State(_)) {
-                    let ranks = holders.entry(*value).or_default();
+                let maker = graph.producer(*value);
+                let state = if maker.op == graph::Op::Cast { maker.inputs[0] } else { *value };
+                if matches!(graph.producer(state).op, graph::Op::State(_)) {
+                    let ranks = holders.entry(state).or_default();
                     let rank = self.pipeline_rank_of_layer(layer);
                     if !ranks.contains(&rank) {
                         ranks.push(rank);

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use graph::{Dim, Op};
+use half::{bf16, f16};
 use kernels::{AttentionDropout, AttentionShape, Key};
+use memory::DType;
 use mesh::Coord;
-use plan::{Buffer, Instruction, Plan, Program};
+use plan::{Buffer, BufferId, Instruction, Plan, Program};
 
-use crate::kernel::{Attention, AttentionKeys, Kernel};
+use crate::kernel::{Attention, AttentionKeys, Gemm, Kernel};
 use crate::tables;
 
 /// What binding needs to know of the rank.
@@ -16,22 +18,35 @@ pub(crate) struct Binder<'a> {
     pub coord: Coord,
 }
 
-/// Bytes of scratch memory that the kernels of a Program need at once, beside the Program's own buffers.
-pub fn scratch_bytes(plan: &Plan, program: &Program) -> usize {
+/// Bytes of scratch memory that the kernels of a Program need at once, beside the Program's own buffers, when each
+/// rank has `threads`.
+pub fn scratch_bytes(plan: &Plan, program: &Program, threads: usize) -> usize {
     let binder = Binder { plan, coord: Coord::default() };
-    let computes = program.blocks.iter().flat_map(|b| &b.instructions).filter_map(|i| match i {
-        Instruction::Compute {
-            op: op @ (Op::Attention { .. } | Op::AttentionBackward { .. }),
-            inputs,
-            ..
-        } => Some((op, inputs)),
-        _ => None,
+    let bytes = |op: &Op, inputs: &[BufferId], outputs: &[BufferId]| {
+        let buffers = |ids: &[BufferId]| ids.iter().map(|b| program.buffer(*b)).collect::<Vec<_>>();
+        let operands = buffers(inputs);
+        match op {
+            Op::Attention { .. } | Op::AttentionBackward { .. } => {
+                binder.attention(op, &operands).scratch(threads) * plan.float.size_bytes()
+            }
+            Op::Contract => {
+                let Gemm { m, n, k, .. } =
+                    binder.contract(operands[0], operands[1], buffers(outputs)[0], false);
+                match operands[0].dtype {
+                    DType::F64 => kernels::gemm_scratch_bytes::<f64>(threads, m, n, k),
+                    DType::BF16 => kernels::gemm_scratch_bytes::<bf16>(threads, m, n, k),
+                    DType::F16 => kernels::gemm_scratch_bytes::<f16>(threads, m, n, k),
+                    _ => kernels::gemm_scratch_bytes::<f32>(threads, m, n, k),
+                }
+            }
+            _ => 0,
+        }
+    };
+    let computes = program.blocks.iter().flat_map(|b| &b.instructions).map(|i| match i {
+        Instruction::Compute { op, inputs, outputs, .. } => bytes(op, inputs, outputs),
+        _ => 0,
     });
-    let elements = computes.map(|(op, inputs)| {
-        let operands: Vec<&Buffer> = inputs.iter().map(|b| program.buffer(*b)).collect();
-        binder.attention(op, &operands).scratch()
-    });
-    (elements.max().unwrap_or(0) * plan.float.size_bytes()).next_multiple_of(64)
+    computes.max().unwrap_or(0).next_multiple_of(64)
 }
 
 impl Binder<'_> {
@@ -55,7 +70,8 @@ impl Binder<'_> {
                 width: last(results[0]),
                 local_row: self.local_row(results[0], 0),
             },
-            Op::Contract => self.contract(operands[0], operands[1], results[0], accumulate),
+            Op::Cast => Kernel::Cast,
+            Op::Contract => Kernel::Gemm(self.contract(operands[0], operands[1], results[0], accumulate)),
             Op::Add => Kernel::Add,
             Op::Sum => {
                 let (outer, reduced, inner) = self.reduced(operands[0], results[0]);
@@ -161,14 +177,14 @@ impl Binder<'_> {
         (tables::index(self.plan, vocab, &logits.layout, &self.coord), self.plan.digits(vocab).size())
     }
 
-    fn contract(&self, a: &Buffer, b: &Buffer, c: &Buffer, accumulate: bool) -> Kernel {
+    fn contract(&self, a: &Buffer, b: &Buffer, c: &Buffer, accumulate: bool) -> Gemm {
         let is_row = |d: &Dim| c.dims.contains(d);
         let product = |buffer: &Buffer, rows: bool| -> usize {
             let shape = self.shape(buffer);
             buffer.dims.iter().zip(shape).filter(|(d, _)| is_row(d) == rows).map(|(_, n)| n).product()
         };
         let inner_first = |buffer: &Buffer| buffer.dims.first().is_some_and(|d| !is_row(d));
-        Kernel::Gemm {
+        Gemm {
             m: product(a, true),
             n: product(b, true),
             k: product(a, false),
@@ -235,9 +251,9 @@ fn norm_kind(kind: graph::NormKind) -> kernels::NormKind {
 }
 
 impl Attention {
-    /// Elements of scratch that the kernel needs.
-    pub fn scratch(&self) -> usize {
-        kernels::attention_scratch(&self.shape(0, 0, 0))
+    /// Wide elements of scratch that the kernel needs.
+    pub fn scratch(&self, threads: usize) -> usize {
+        kernels::attention_scratch(&self.shape(0, 0, 0), threads)
     }
 
     /// The kernel's view of one microbatch of one step.

@@ -1,11 +1,13 @@
 //! The executor of one rank: arena, communicators, bound programs, and the loop.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use comm::{Communicator, Pending};
-use graph::{Graph, Op};
+use half::{bf16, f16};
+use kernels::Cpu;
 use memory::{Arena, DType, Region, RegionMut, Span};
 use mesh::{Axis, AxisSet, Coord, Tile};
 use plan::{Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Phase, Plan, Program};
@@ -14,8 +16,9 @@ use crate::batch::{Batch, Destination};
 use crate::bind::{Binder, scratch_bytes};
 use crate::call::Call;
 use crate::error::RuntimeError;
+use crate::groups;
 use crate::kernel::Kernel;
-use crate::{groups, init};
+use crate::profile::{Clock, Recorder, Sample};
 
 /// Puts something between a rank and a group, for tests and measurements.
 pub type WrapGroup<'a> = dyn Fn(&GroupKey, Box<dyn Communicator>) -> Box<dyn Communicator> + 'a;
@@ -33,10 +36,10 @@ pub struct StepInput<'a> {
 
 /// What kernels know of the step.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct StepContext {
+pub(crate) struct StepContext<'a> {
     pub seed: u64,
     pub step: u64,
-    pub threads: usize,
+    pub cpu: &'a Cpu,
 }
 
 /// Bytes that a rank reserves.
@@ -51,14 +54,15 @@ pub struct RankMemory {
 }
 
 impl RankMemory {
-    /// What a run of these programs of one pipeline rank reserves, without reserving it. The first has all states.
-    pub fn of(programs: &[(&Plan, &Program)]) -> RankMemory {
+    /// What a run of these programs of one pipeline rank reserves with `threads` per rank, without reserving it. The
+    /// first has all states.
+    pub fn of(programs: &[(&Plan, &Program)], threads: usize) -> RankMemory {
         let max =
             |f: &dyn Fn(&Plan, &Program) -> usize| programs.iter().map(|(l, p)| f(l, p)).max().unwrap_or(0);
         RankMemory {
             state_bytes: programs.first().map_or(0, |(_, p)| p.state_bytes),
             workspace_bytes: max(&|_, p| p.workspace_bytes()),
-            scratch_bytes: max(&scratch_bytes),
+            scratch_bytes: max(&|l, p| scratch_bytes(l, p, threads)),
         }
     }
 
@@ -66,21 +70,6 @@ impl RankMemory {
     pub fn arena_bytes(&self) -> usize {
         self.state_bytes + self.workspace_bytes + self.scratch_bytes
     }
-}
-
-/// A state tensor as one rank has it.
-#[derive(Debug, Clone)]
-pub struct StateView<'a> {
-    /// Name in checkpoints.
-    pub name: &'a str,
-    /// Which elements these are.
-    pub tile: Tile,
-    /// Element type.
-    pub dtype: DType,
-    /// The elements, padding included.
-    pub bytes: &'a [u8],
-    /// Whether no earlier rank holds the same elements: a checkpoint needs these only.
-    pub is_first_holder: bool,
 }
 
 pub(crate) struct Bound {
@@ -107,25 +96,28 @@ pub struct Executor {
     pub(crate) coord: Coord,
     pub(crate) arena: Arena,
     pub(crate) scratch: Span,
-    programs: Vec<Bound>,
-    threads: usize,
+    pub(crate) programs: Vec<Bound>,
+    pub(crate) cpu: Cpu,
+    /// Only while somebody asked for a profile.
+    recorder: RefCell<Option<Recorder>>,
 }
 
 impl Executor {
-    /// Binds programs (the first has all states) of this rank's pipeline rank, reserves the arena, makes the groups,
-    /// and compares fingerprints with the other ranks.
+    /// Binds programs (the first has all states) of this rank's pipeline rank to its processor, reserves the arena,
+    /// makes the groups, and compares fingerprints with the other ranks.
     ///
     /// # Errors
     /// If memory cannot be reserved, a peer is missing, or ranks disagree.
     pub fn new(
         world: Box<dyn Communicator>,
         programs: Vec<(Arc<Plan>, Arc<Program>)>,
-        threads: usize,
+        cpu: Cpu,
         wrap: Option<&WrapGroup<'_>>,
     ) -> Result<Executor, RuntimeError> {
         let mesh = programs[0].0.mesh.clone();
         let coord = mesh.coord(world.rank());
-        let memory = RankMemory::of(&programs.iter().map(|(l, p)| (&**l, &**p)).collect::<Vec<_>>());
+        let memory =
+            RankMemory::of(&programs.iter().map(|(l, p)| (&**l, &**p)).collect::<Vec<_>>(), cpu.threads());
         let arena = Arena::reserve(memory.arena_bytes().max(64))?;
         let scratch = Span { offset: memory.state_bytes + memory.workspace_bytes, len: memory.scratch_bytes };
         let first = programs[0].1.clone();
@@ -139,7 +131,16 @@ impl Executor {
         let stage = GroupKey { axes: all.without(Axis::Pp), pipeline_ranks: None };
         keys.insert(stage.clone());
         let groups = groups::connect(&*world, &mesh, keys, wrap)?;
-        let executor = Executor { world, groups, coord, arena, scratch, programs: bound, threads };
+        let executor = Executor {
+            world,
+            groups,
+            coord,
+            arena,
+            scratch,
+            programs: bound,
+            cpu,
+            recorder: RefCell::new(None),
+        };
         executor.compare_fingerprints(&stage)?;
         Ok(executor)
     }
@@ -175,112 +176,35 @@ impl Executor {
         self.arena.len()
     }
 
-    /// Sets all states to their first values.
-    ///
-    /// # Errors
-    /// None in practice; the arena's own.
-    pub fn initialise(&mut self, graph: &Graph, seed: u64) -> Result<(), RuntimeError> {
-        let states: Vec<(String, BufferId)> = self.programs[0].program.states.clone();
-        for (name, id) in states {
-            let value = graph.state(&name).ok_or_else(|| RuntimeError::State { name: name.clone() })?;
-            let Op::State(state) = &graph.producer(value).op else { unreachable!("a state") };
-            let tile = self.state_tile(id);
-            let mut region = self.arena.write(self.exact_span(&self.programs[0], id, 0))?;
-            match self.programs[0].plan.float {
-                DType::F64 => init::fill::<f64>(state.init, seed, &name, &tile, region.as_mut_slice()),
-                _ => init::fill::<f32>(state.init, seed, &name, &tile, region.as_mut_slice()),
-            }
+    /// From now on keeps a sample of every instruction of one program, `capacity` at most, and lets ranks line up
+    /// before the first microbatch of a step, so that their times have one beginning.
+    pub fn start_recording(&mut self, program: usize, clock: Box<Clock>, capacity: usize) {
+        let samples = Vec::with_capacity(capacity);
+        self.recorder = RefCell::new(Some(Recorder { program, clock, samples }));
+    }
+
+    /// Ends the recording and hands the samples over, in the order of execution.
+    pub fn stop_recording(&mut self) -> Vec<Sample> {
+        self.recorder.take().map(|r| r.samples).unwrap_or_default()
+    }
+
+    /// The recorder's time, if it wants samples of `program`.
+    fn now(&self, program: usize) -> Option<f64> {
+        let recorder = self.recorder.borrow();
+        recorder.as_ref().filter(|r| r.program == program).map(|r| (r.clock)())
+    }
+
+    fn sample(&self, sample: Sample) {
+        if let Some(recorder) = &mut *self.recorder.borrow_mut()
+            && recorder.samples.len() < recorder.samples.capacity()
+        {
+            recorder.samples.push(sample);
         }
-        Ok(())
     }
 
-    fn state_tile(&self, id: BufferId) -> Tile {
-        let bound = &self.programs[0];
-        let buffer = bound.program.buffer(id);
-        bound.plan.tile(&buffer.dims, &buffer.layout, &self.coord)
-    }
-
-    /// Calls `with` with a view of every state on this rank.
-    ///
-    /// # Errors
-    /// The arena's, if a state is in use.
-    pub fn with_states<R>(&self, with: impl FnOnce(&[StateView<'_>]) -> R) -> Result<R, RuntimeError> {
-        let bound = &self.programs[0];
-        let region = self.arena.read(Span { offset: 0, len: bound.program.state_bytes })?;
-        let bytes = region.as_slice::<u8>();
-        let views: Vec<StateView<'_>> = bound
-            .program
-            .states
-            .iter()
-            .map(|(name, id)| {
-                let buffer = bound.program.buffer(*id);
-                let span = self.exact_span(bound, *id, 0);
-                StateView {
-                    name,
-                    tile: self.state_tile(*id),
-                    dtype: buffer.dtype,
-                    bytes: &bytes[span.offset..span.offset + span.len],
-                    is_first_holder: self.first_holder(name, buffer),
-                }
-            })
-            .collect();
-        Ok(with(&views))
-    }
-
-    fn first_holder(&self, name: &str, buffer: &Buffer) -> bool {
-        let plan = &self.programs[0].plan;
-        let in_space = Axis::SPACE.into_iter().filter(|a| *a != Axis::Pp && plan.divides(*a));
-        let copies = in_space.filter(|a| buffer.layout.get(*a) == mesh::Placement::Whole);
-        let first_copy = copies.into_iter().all(|a| self.coord.get(a) == 0);
-        first_copy && plan.first_holder_of(name).is_none_or(|p| p == self.coord.get(Axis::Pp))
-    }
-
-    /// Replaces every state: `fill` gets name, part, type and the bytes to write.
-    ///
-    /// # Errors
-    /// Whatever `fill` returns.
-    pub fn fill_states<E: From<RuntimeError>>(
-        &mut self,
-        mut fill: impl FnMut(&str, &Tile, DType, &mut [u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let bound = &self.programs[0];
-        for (name, id) in &bound.program.states {
-            let buffer = bound.program.buffer(*id);
-            let mut region = self.arena.write(self.exact_span(bound, *id, 0)).map_err(RuntimeError::from)?;
-            fill(name, &self.state_tile(*id), buffer.dtype, region.as_mut_slice::<u8>())?;
-        }
-        Ok(())
-    }
-
-    /// Copies a kept result, widened to f64, with the part of the global tensor that this rank has.
-    ///
-    /// # Errors
-    /// [`RuntimeError::Output`] if the program does not keep it on this rank.
-    pub fn output(&self, program: usize, name: &str) -> Result<(Tile, Vec<f64>), RuntimeError> {
-        let bound = &self.programs[program];
-        let id = bound.program.output(name).ok_or_else(|| RuntimeError::Output { name: name.to_owned() })?;
-        let buffer = bound.program.buffer(id);
-        let region = self.arena.read(self.exact_span(bound, id, 0))?;
-        let values = match buffer.dtype {
-            DType::F64 => region.as_slice::<f64>().to_vec(),
-            _ => region.as_slice::<f32>().iter().map(|x| f64::from(*x)).collect(),
-        };
-        Ok((bound.plan.tile(&buffer.dims, &buffer.layout, &self.coord), values))
-    }
-
-    /// Reads the first elements of a kept result without allocating.
-    ///
-    /// # Errors
-    /// As [`Executor::output`].
-    pub fn read_output(&self, program: usize, name: &str, into: &mut [f64]) -> Result<(), RuntimeError> {
-        let bound = &self.programs[program];
-        let id = bound.program.output(name).ok_or_else(|| RuntimeError::Output { name: name.to_owned() })?;
-        let region = self.arena.read(self.exact_span(bound, id, 0))?;
-        match bound.program.buffer(id).dtype {
-            DType::F64 => into.iter_mut().zip(region.as_slice::<f64>()).for_each(|(to, x)| *to = *x),
-            _ => into.iter_mut().zip(region.as_slice::<f32>()).for_each(|(to, x)| *to = f64::from(*x)),
-        }
-        Ok(())
+    /// Plan and Program number `program`, as samples refer to them.
+    pub fn program(&self, program: usize) -> (&Plan, &Program) {
+        (&self.programs[program].plan, &self.programs[program].program)
     }
 
     /// Runs one step of a program. On an error the other ranks are woken.
@@ -306,6 +230,9 @@ impl Executor {
         if let Some(begin) = of_rank(Phase::Begin) {
             self.block(bound, begin, 0, 0, batch, input, program)?;
         }
+        if self.now(program).is_some() {
+            self.world.barrier()?;
+        }
         for (action, slot) in &bound.program.actions {
             for at in bound.program.blocks_of(action) {
                 self.block(bound, at, *slot, action.microbatch, batch, input, program)?;
@@ -328,16 +255,19 @@ impl Executor {
         program: usize,
     ) -> Result<(), RuntimeError> {
         let block: &Block = &bound.program.blocks[at];
-        let float = bound.plan.float;
-        let context = StepContext { seed: input.seed, step: input.step, threads: self.threads };
+        let narrow = bound.plan.narrow;
+        let context = StepContext { seed: input.seed, step: input.step, cpu: &self.cpu };
         let mut in_flight: ArrayVec<(usize, Pending<'_>), 16> = ArrayVec::new();
-        for (instruction, prepared) in block.instructions.iter().zip(&bound.blocks[at]) {
+        for (index, (instruction, prepared)) in block.instructions.iter().zip(&bound.blocks[at]).enumerate() {
+            let started = self.now(program);
             match instruction {
                 Instruction::Compute { inputs, outputs, .. } => {
                     let Prepared::Kernel(kernel) = prepared else { unreachable!("bound as a kernel") };
                     let call = Call { executor: self, bound, slot, microbatch, context, inputs, outputs };
-                    match float {
+                    match narrow {
                         DType::F64 => call.run::<f64>(kernel)?,
+                        DType::BF16 => call.run::<bf16>(kernel)?,
+                        DType::F16 => call.run::<f16>(kernel)?,
                         _ => call.run::<f32>(kernel)?,
                     }
                 }
@@ -380,15 +310,29 @@ impl Executor {
                 _ => match prepared {
                     Prepared::Move(DType::I32) => self.mover::<i32>(bound, instruction, slot, microbatch)?,
                     Prepared::Move(DType::F64) => self.mover::<f64>(bound, instruction, slot, microbatch)?,
+                    Prepared::Move(DType::BF16) => {
+                        self.mover::<bf16>(bound, instruction, slot, microbatch)?
+                    }
+                    Prepared::Move(DType::F16) => self.mover::<f16>(bound, instruction, slot, microbatch)?,
                     _ => self.mover::<f32>(bound, instruction, slot, microbatch)?,
                 },
+            }
+            if let Some(start_seconds) = started {
+                self.sample(Sample {
+                    step: input.step,
+                    block: at,
+                    index,
+                    microbatch,
+                    start_seconds,
+                    end_seconds: self.now(program).unwrap_or(start_seconds),
+                });
             }
         }
         Ok(())
     }
 
     /// The bytes of a buffer's real elements.
-    fn exact_span(&self, bound: &Bound, id: BufferId, slot: usize) -> Span {
+    pub(crate) fn exact_span(&self, bound: &Bound, id: BufferId, slot: usize) -> Span {
         let buffer = bound.program.buffer(id);
         let span = bound.program.span(id, slot);
         let span = Span { len: buffer.len * buffer.dtype.size_bytes(), ..span };
@@ -426,8 +370,10 @@ impl Executor {
         let mut region = self.arena.write(self.piece_span(bound, id, slot, buffer.capacity))?;
         match buffer.dtype {
             DType::F64 => region.as_mut_slice::<f64>().fill(value),
+            DType::BF16 => region.as_mut_slice().fill(bf16::from_f64(value)),
+            DType::F16 => region.as_mut_slice().fill(f16::from_f64(value)),
             DType::I32 => region.as_mut_slice::<i32>().fill(value as i32),
-            _ => region.as_mut_slice::<f32>().fill(value as f32),
+            DType::F32 => region.as_mut_slice::<f32>().fill(value as f32),
         }
         Ok(())
     }

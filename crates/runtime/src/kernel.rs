@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kernels::{AdamStep, Float, NamedKey, NormKind, SgdStep};
-use memory::Plain;
+use kernels::{AdamStep, Cpu, Float, NamedKey, NormKind, SgdStep, Storage};
+use memory::{DType, Element, Region, RegionMut};
 
 use crate::executor::StepContext;
 
@@ -40,6 +40,7 @@ pub(crate) struct AttentionKeys {
 /// An operation, bound.
 #[derive(Debug)]
 pub(crate) enum Kernel {
+    Cast,
     Embedding {
         width: usize,
         local_row: Arc<[u32]>,
@@ -48,14 +49,7 @@ pub(crate) enum Kernel {
         width: usize,
         local_row: Arc<[u32]>,
     },
-    Gemm {
-        m: usize,
-        n: usize,
-        k: usize,
-        trans_a: bool,
-        trans_b: bool,
-        accumulate: bool,
-    },
+    Gemm(Gemm),
     Add,
     Sum {
         outer: usize,
@@ -136,103 +130,179 @@ pub(crate) enum Kernel {
     },
 }
 
-/// Operands of a kernel: floats, and at most one integer tensor.
-pub(crate) struct Operands<'a, T> {
-    pub floats: &'a [&'a [T]],
+/// A type that activations are stored in, on the arena and in kernels alike.
+pub(crate) trait Stored: Storage<Wide: Element> + Element {}
+impl<S: Storage<Wide: Element> + Element> Stored for S {}
+
+/// What a kernel reads: floats in the order of the operation, and at most one integer tensor.
+pub(crate) struct Operands<'a> {
+    pub floats: &'a [(Region<'a>, DType)],
     pub ints: &'a [i32],
 }
 
+impl Operands<'_> {
+    /// The `i`th float operand, which must be made of `X`.
+    fn get<X: Element>(&self, i: usize) -> &[X] {
+        let (region, dtype) = &self.floats[i];
+        assert_eq!(*dtype, X::DTYPE, "operand {i} is stored in another type");
+        region.as_slice()
+    }
+
+    fn is_wide<S: Storage<Wide: Element>>(&self, i: usize) -> bool {
+        self.floats[i].1 == <S::Wide as Element>::DTYPE
+    }
+}
+
+/// A float buffer that a kernel writes.
+pub(crate) struct Target<'a> {
+    pub region: RegionMut<'a>,
+    pub dtype: DType,
+}
+
+impl Target<'_> {
+    fn get<X: Element>(&mut self) -> &mut [X] {
+        assert_eq!(self.dtype, X::DTYPE, "a result is stored in another type");
+        self.region.as_mut_slice()
+    }
+
+    fn is_wide<S: Storage<Wide: Element>>(&self) -> bool {
+        self.dtype == <S::Wide as Element>::DTYPE
+    }
+}
+
 impl Kernel {
-    /// Runs on local slices. Operands are in the order of the operation, the integer one left out.
-    pub fn run<T: Float + Plain>(
+    /// Runs on local parts. `S` is what activations are stored in; statistics, parameters and their gradients are in
+    /// its wide type.
+    pub fn run<S: Stored>(
         &self,
-        context: &StepContext,
+        context: &StepContext<'_>,
         microbatch: usize,
-        operands: &Operands<'_, T>,
-        results: &mut [&mut [T]],
-        scratch: &mut [T],
+        x: &Operands<'_>,
+        results: &mut [Target<'_>],
+        scratch: &mut RegionMut<'_>,
     ) {
-        let x = operands.floats;
-        let ids = operands.ints;
+        let cpu = context.cpu;
+        let ids = x.ints;
         let key = |name: &NamedKey| name.at(context.seed, context.step);
         match self {
+            Kernel::Cast => kernels::cast::<S>(cpu, x.get(0), results[0].get()),
             Kernel::Embedding { width, local_row } => {
-                kernels::embedding_forward(ids, local_row, x[0], *width, results[0]);
+                kernels::embedding_forward::<S>(cpu, ids, local_row, x.get(0), *width, results[0].get());
             }
             Kernel::EmbeddingBackward { width, local_row } => {
-                kernels::embedding_backward(ids, local_row, x[0], *width, results[0]);
+                kernels::embedding_backward::<S>(cpu, ids, local_row, x.get(0), *width, results[0].get());
             }
-            Kernel::Gemm { m, n, k, trans_a, trans_b, accumulate } => kernels::gemm(
-                *m,
-                *n,
-                *k,
-                x[0],
-                *trans_a,
-                x[1],
-                *trans_b,
-                results[0],
-                *accumulate,
-                context.threads,
-            ),
-            Kernel::Add => add(x, results[0]),
-            Kernel::Sum { outer, reduced, inner } => kernels::sum(x[0], *outer, *reduced, *inner, results[0]),
+            Kernel::Gemm(gemm) => {
+                let (a, b, scratch) = (x.get::<S>(0), x.get::<S>(1), scratch.as_mut_slice());
+                match results[0].is_wide::<S>() {
+                    true => gemm.run(cpu, a, b, results[0].get::<S::Wide>(), scratch),
+                    false => gemm.run(cpu, a, b, results[0].get::<S>(), scratch),
+                }
+            }
+            Kernel::Add if results[0].is_wide::<S>() => add::<S::Wide>(cpu, x, &mut results[0]),
+            Kernel::Add => add::<S>(cpu, x, &mut results[0]),
+            Kernel::Sum { outer, reduced, inner } => {
+                let out = results[0].get::<S::Wide>();
+                match x.is_wide::<S>(0) {
+                    true => kernels::sum::<S::Wide>(cpu, x.get(0), *outer, *reduced, *inner, out),
+                    false => kernels::sum::<S>(cpu, x.get(0), *outer, *reduced, *inner, out),
+                }
+            }
             Kernel::WeightedSum { outer, reduced, inner } => {
-                kernels::weighted_sum(x[0], x[1], *outer, *reduced, *inner, results[0]);
+                let (rows, weights) = (x.get::<S>(0), x.get(1));
+                kernels::weighted_sum(cpu, rows, weights, *outer, *reduced, *inner, results[0].get());
             }
             Kernel::Norm { kind, eps } => {
-                kernels::norm_forward(*kind, *eps, x[0], x[1], x.get(2).copied(), results[0]);
+                let bias = (x.floats.len() > 2).then(|| x.get(2));
+                kernels::norm_forward::<S>(cpu, *kind, *eps, x.get(0), x.get(1), bias, results[0].get());
             }
             Kernel::NormBackwardInput { kind, eps } => {
-                kernels::norm_backward_input(*kind, *eps, x[0], x[1], x[2], results[0]);
+                let (gain, dy) = (x.get(1), x.get(2));
+                kernels::norm_backward_input::<S>(cpu, *kind, *eps, x.get(0), gain, dy, results[0].get());
             }
             Kernel::NormBackwardWeight { kind, eps } => {
-                kernels::norm_backward_weight(*kind, *eps, x[0], x[1], results[0]);
+                kernels::norm_backward_weight::<S>(cpu, *kind, *eps, x.get(0), x.get(1), results[0].get());
             }
             Kernel::Rotary { heads, head_dim, theta, inverse } => {
-                kernels::rotary(x[0], ids, *heads, *head_dim, *theta, *inverse, results[0]);
+                let out = results[0].get();
+                kernels::rotary::<S>(cpu, x.get(0), ids, *heads, *head_dim, *theta, *inverse, out);
             }
             Kernel::Attention(attention) => {
                 let shape = attention.shape(context.seed, context.step, microbatch);
                 let [o, lse] = results else { unreachable!("two results") };
-                kernels::attention_forward(&shape, x[0], x[1], x[2], o, lse, scratch);
+                let (q, k, v, scratch) = (x.get(0), x.get(1), x.get(2), scratch.as_mut_slice());
+                kernels::attention_forward::<S>(cpu, &shape, q, k, v, o.get(), lse.get(), scratch);
             }
             Kernel::AttentionBackward(attention) => {
                 let shape = attention.shape(context.seed, context.step, microbatch);
                 let [dq, dk, dv] = results else { unreachable!("three results") };
-                kernels::attention_backward(&shape, x[0], x[1], x[2], x[3], x[4], x[5], dq, dk, dv, scratch);
+                kernels::attention_backward::<S>(
+                    cpu,
+                    &shape,
+                    x.get(0),
+                    x.get(1),
+                    x.get(2),
+                    x.get(3),
+                    x.get(4),
+                    x.get(5),
+                    dq.get(),
+                    dk.get(),
+                    dv.get(),
+                    scratch.as_mut_slice(),
+                );
             }
-            Kernel::Gelu => kernels::gelu(x[0], results[0]),
-            Kernel::GeluBackward => kernels::gelu_backward(x[0], x[1], results[0]),
-            Kernel::SwiGlu => kernels::swiglu(x[0], x[1], results[0]),
+            Kernel::Gelu => kernels::gelu::<S>(cpu, x.get(0), results[0].get()),
+            Kernel::GeluBackward => kernels::gelu_backward::<S>(cpu, x.get(0), x.get(1), results[0].get()),
+            Kernel::SwiGlu => kernels::swiglu::<S>(cpu, x.get(0), x.get(1), results[0].get()),
             Kernel::SwiGluBackward => {
                 let [d_gate, d_up] = results else { unreachable!("two results") };
-                kernels::swiglu_backward(x[0], x[1], x[2], d_gate, d_up);
+                let (gate, up, dy) = (x.get(0), x.get(1), x.get(2));
+                kernels::swiglu_backward::<S>(cpu, gate, up, dy, d_gate.get(), d_up.get());
             }
             Kernel::Dropout { p, key: name, outer, sizes, inner } => {
                 let row_index = |row| global_row(row, outer, sizes, microbatch);
-                kernels::dropout(x[0], results[0], *p, &key(name), row_index, inner);
+                kernels::dropout::<S>(cpu, x.get(0), results[0].get(), *p, &key(name), row_index, inner);
             }
-            Kernel::RowMax { index, size } => kernels::row_max(x[0], index, *size, results[0]),
+            Kernel::RowMax { index, size } => {
+                kernels::row_max::<S>(cpu, x.get(0), index, *size, results[0].get());
+            }
             Kernel::SumExp { index, size, local_row } => {
                 let [sum_exp, target] = results else { unreachable!("two results") };
-                kernels::sum_exp(x[0], x[1], ids, local_row, index, *size, sum_exp, target);
+                let (logits, max) = (x.get(0), x.get(1));
+                let (sum_exp, target) = (sum_exp.get(), target.get());
+                kernels::sum_exp::<S>(cpu, logits, max, ids, local_row, index, *size, sum_exp, target);
             }
             Kernel::SumExpBackward { index, size, local_row } => {
-                kernels::sum_exp_backward(x[0], x[1], ids, local_row, index, *size, x[2], x[3], results[0]);
+                let (logits, max, d_sum, d_target) = (x.get(0), x.get(1), x.get(2), x.get(3));
+                let out = results[0].get();
+                kernels::sum_exp_backward::<S>(
+                    cpu, logits, max, ids, local_row, index, *size, d_sum, d_target, out,
+                );
             }
-            Kernel::TokenLoss => kernels::token_loss(x[0], x[1], x[2], x[3], results[0]),
+            Kernel::TokenLoss => {
+                let (max, sum_exp, target, weights) = (x.get::<S::Wide>(0), x.get(1), x.get(2), x.get(3));
+                kernels::token_loss(cpu, max, sum_exp, target, weights, results[0].get());
+            }
             Kernel::TokenLossBackward => {
-                let [d_sum_exp, d_target] = results else { unreachable!("two results") };
-                kernels::token_loss_backward(x[0], x[1], x[2], d_sum_exp, d_target);
+                let [d_sum, d_target] = results else { unreachable!("two results") };
+                let (sum_exp, weights, d_nll) = (x.get::<S::Wide>(0), x.get(1), x.get(2));
+                kernels::token_loss_backward(cpu, sum_exp, weights, d_nll, d_sum.get(), d_target.get());
             }
-            Kernel::SumSquares { len } => results[0][0] = kernels::sum_squares(&x[0][..*len]),
+            Kernel::SumSquares { len } => {
+                results[0].get()[0] = kernels::sum_squares(cpu, &x.get::<S::Wide>(0)[..*len]);
+            }
             Kernel::ClipScale { max_norm } => {
                 let [scale, norm] = results else { unreachable!("two results") };
-                (scale[0], norm[0]) = clip(*max_norm, x[0]);
+                let loss_scale = (x.floats.len() > 1).then(|| x.get::<S::Wide>(1)[0].to_f64());
+                (scale.get()[0], norm.get()[0]) = clip(*max_norm, x.get::<S::Wide>(0), loss_scale);
             }
             Kernel::Adam { betas, eps, weight_decay, decoupled, len } => {
                 let [p, first, second] = results else { unreachable!("three results") };
-                let [g, scale, lr, step] = x else { unreachable!("four operands") };
+                let (g, scale) = (x.get::<S::Wide>(0), x.get::<S::Wide>(1));
+                let (lr, step) = (x.get::<S::Wide>(2), x.get::<S::Wide>(3));
+                if skips(scale[0]) {
+                    return;
+                }
                 let t = step[0].to_f64();
                 let adam = AdamStep {
                     lr: lr[0].to_f64(),
@@ -245,46 +315,75 @@ impl Kernel {
                     l2: !decoupled,
                 };
                 let n = *len;
-                kernels::adam_in_place(
-                    &adam,
-                    scale[0],
-                    &mut p[..n],
-                    &g[..n],
-                    &mut first[..n],
-                    &mut second[..n],
-                );
+                let (p, first, second) = (&mut p.get()[..n], &mut first.get()[..n], &mut second.get()[..n]);
+                kernels::adam_in_place(cpu, &adam, scale[0], p, &g[..n], first, second);
             }
             Kernel::Sgd { momentum, nesterov, weight_decay, len } => {
                 let [p, velocity] = results else { unreachable!("two results") };
-                let [g, scale, lr, _] = x else { unreachable!("four operands") };
+                let (g, scale) = (x.get::<S::Wide>(0), x.get::<S::Wide>(1));
+                let lr = x.get::<S::Wide>(2);
+                if skips(scale[0]) {
+                    return;
+                }
                 let sgd = SgdStep {
                     lr: lr[0].to_f64(),
                     momentum: *momentum,
                     nesterov: *nesterov,
                     weight_decay: *weight_decay,
                 };
-                kernels::sgd_in_place(&sgd, scale[0], &mut p[..*len], &g[..*len], &mut velocity[..*len]);
+                let n = *len;
+                let (p, velocity) = (&mut p.get()[..n], &mut velocity.get()[..n]);
+                kernels::sgd_in_place(cpu, &sgd, scale[0], p, &g[..n], velocity);
             }
         }
     }
 }
 
-fn add<T: Float>(x: &[&[T]], out: &mut [T]) {
-    match x {
-        [only] => out.copy_from_slice(only),
-        [first, second, rest @ ..] => {
-            if second.len() == first.len() {
-                kernels::add(first, second, out);
-            } else {
-                kernels::add_bias(first, second, out);
-            }
-            for more in rest {
-                debug_assert_eq!(more.len(), out.len(), "only the second operand may be a bias");
-                kernels::accumulate(more, out);
-            }
-        }
-        [] => unreachable!("a sum has operands"),
+/// A matrix product with the extents of one rank.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gemm {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub trans_a: bool,
+    pub trans_b: bool,
+    pub accumulate: bool,
+}
+
+impl Gemm {
+    fn run<S: Storage, C: Storage<Wide = S::Wide>>(
+        &self,
+        cpu: &Cpu,
+        a: &[S],
+        b: &[S],
+        c: &mut [C],
+        scratch: &mut [u8],
+    ) {
+        let Gemm { m, n, k, trans_a, trans_b, accumulate } = *self;
+        kernels::gemm(cpu, m, n, k, a, trans_a, b, trans_b, c, accumulate, scratch);
     }
+}
+
+fn add<X: Stored>(cpu: &Cpu, x: &Operands<'_>, out: &mut Target<'_>) {
+    let out = out.get::<X>();
+    let first = x.get::<X>(0);
+    if x.floats.len() == 1 {
+        return out.copy_from_slice(first);
+    }
+    // Only the second operand may be a bias: it is a parameter, so it is wide, and shorter.
+    let elements = |i: usize| x.floats[i].0.len_bytes() / x.floats[i].1.size_bytes();
+    match elements(1) == first.len() {
+        true => kernels::add::<X>(cpu, first, x.get(1), out),
+        false => kernels::add_bias::<X>(cpu, first, x.get(1), out),
+    }
+    for i in 2..x.floats.len() {
+        kernels::accumulate::<X>(cpu, x.get(i), out);
+    }
+}
+
+/// Whether a factor says that the gradients overflowed and the step is to be skipped.
+fn skips<T: Float>(scale: T) -> bool {
+    scale.to_f64().is_nan()
 }
 
 /// Global linear index of the first element of a local row.
@@ -301,13 +400,17 @@ fn global_row(row: usize, outer: &[Vec<Arc<[u32]>>], sizes: &[usize], microbatch
 }
 
 /// The factor on summed gradients and the norm of the mean gradient, from `[loss, tokens, squared norms...]`.
-fn clip<T: Float>(max_norm: f64, statistics: &[T]) -> (T, T) {
+fn clip<T: Float>(max_norm: f64, statistics: &[T], loss_scale: Option<f64>) -> (T, T) {
     let tokens = statistics[1].to_f64();
     if tokens == 0.0 {
         return (T::ZERO, T::ZERO); // nothing was unmasked: the gradient is zero (moments and weights still decay)
     }
+    let divisor = tokens * loss_scale.unwrap_or(1.0);
     let squares: f64 = statistics[2..].iter().map(|s| s.to_f64()).sum();
-    let norm = squares.sqrt() / tokens;
+    let norm = squares.sqrt() / divisor;
+    if loss_scale.is_some() && !norm.is_finite() {
+        return (T::from_f64(f64::NAN), T::from_f64(norm));
+    }
     let clipping = if max_norm > 0.0 { (max_norm / norm).min(1.0) } else { 1.0 };
-    (T::from_f64(clipping / tokens), T::from_f64(norm))
+    (T::from_f64(clipping / divisor), T::from_f64(norm))
 }

@@ -15,9 +15,13 @@ mod groups;
 mod init;
 mod kernel;
 mod moves;
+mod profile;
+mod states;
 mod tables;
 
 pub use batch::{Batch, Destination};
 pub use bind::scratch_bytes;
 pub use error::RuntimeError;
-pub use executor::{Executor, RankMemory, StateView, StepInput, WrapGroup};
+pub use executor::{Executor, RankMemory, StepInput, WrapGroup};
+pub use profile::{Clock, Queue, Sample, Work, work};
+pub use states::StateView;

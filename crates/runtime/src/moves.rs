@@ -1,5 +1,7 @@
 //! Instructions that move elements within a rank: cutting, packing, accumulating over microbatches.
 
+use half::{bf16, f16};
+use kernels::Cpu;
 use memory::Plain;
 use plan::Instruction;
 
@@ -29,17 +31,17 @@ impl Executor {
             Instruction::Pack { input, output, outer, n, inner } => {
                 let source = self.read(bound, *input, slot)?;
                 let mut target = self.write(bound, *output, slot)?;
-                kernels::pack(source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
+                kernels::pack(&self.cpu, source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
             }
             Instruction::Unpack { input, output, outer, n, inner } => {
                 let source = self.read(bound, *input, slot)?;
                 let mut target = self.write(bound, *output, slot)?;
-                kernels::unpack(source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
+                kernels::unpack(&self.cpu, source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
             }
             Instruction::Accumulate { from, into } => {
                 let source = self.read(bound, *from, slot)?;
                 let mut target = self.write(bound, *into, slot)?;
-                T::accumulate(source.as_slice(), target.as_mut_slice());
+                T::accumulate(&self.cpu, source.as_slice(), target.as_mut_slice());
             }
             Instruction::Store { from, into, outer, n, inner } => {
                 let source = self.read(bound, *from, slot)?;
@@ -67,26 +69,23 @@ impl Executor {
 }
 
 /// Addition of slices, for the types that accumulate over microbatches.
-pub(crate) trait Accumulate {
-    fn accumulate(from: &[Self], into: &mut [Self])
-    where
-        Self: Sized;
+pub(crate) trait Accumulate: Sized {
+    fn accumulate(cpu: &Cpu, from: &[Self], into: &mut [Self]);
 }
 
-impl Accumulate for f32 {
-    fn accumulate(from: &[f32], into: &mut [f32]) {
-        kernels::accumulate(from, into);
-    }
+macro_rules! floats {
+    ($($float:ty)*) => {$(
+        impl Accumulate for $float {
+            fn accumulate(cpu: &Cpu, from: &[$float], into: &mut [$float]) {
+                kernels::accumulate(cpu, from, into);
+            }
+        }
+    )*};
 }
-
-impl Accumulate for f64 {
-    fn accumulate(from: &[f64], into: &mut [f64]) {
-        kernels::accumulate(from, into);
-    }
-}
+floats!(f32 f64 bf16 f16);
 
 impl Accumulate for i32 {
-    fn accumulate(from: &[i32], into: &mut [i32]) {
+    fn accumulate(_: &Cpu, from: &[i32], into: &mut [i32]) {
         into.iter_mut().zip(from).for_each(|(to, x)| *to += *x);
     }
 }

@@ -54,8 +54,8 @@ fn after_the_first_step_only_the_gemm_library_allocates() {
         ranks::run(stepper.plan.mesh.world_size(), Duration::from_secs(60), |world| {
             let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(mesh::Axis::Pp);
             let program = stepper.shared(pipeline_rank, &Chooser::Policy, false)?;
-            let reserved = RankMemory::of(&[(&program.0, &program.1)]).arena_bytes();
-            let mut executor = Executor::new(world, vec![program], 1, None)?;
+            let reserved = RankMemory::of(&[(&program.0, &program.1)], 1).arena_bytes();
+            let mut executor = Executor::new(world, vec![program], kernels::Cpu::single(), None)?;
             assert_eq!(executor.arena_bytes(), reserved, "what was said beforehand is what is reserved");
             executor.initialise(&stepper.graph, 1)?;
             for step in 1..=4 {

@@ -7,7 +7,7 @@ use memory::DType;
 use models::{Decoder, Step};
 use plan::{Chooser, Parallel, Plan, Program};
 
-use crate::config::{Config, Context, Family, Optimizer, Precision, Recompute};
+use crate::config::{Config, Context, Family, InstructionSet, Optimizer, Precision, Recompute};
 use crate::error::TrainError;
 
 /// What one kind of step is: its graph and how it is divided.
@@ -88,20 +88,62 @@ pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decode
     Ok(decoder)
 }
 
-/// Precision of floats.
+/// The types that a run computes in.
+struct Types {
+    /// Of master weights, gradients, moments and statistics.
+    float: DType,
+    /// Of activations.
+    narrow: DType,
+    /// How the graph is rewritten for them.
+    precision: models::Precision,
+}
+
+fn types(config: &Config) -> Types {
+    let (float, narrow, precision) = match config.train.precision {
+        Precision::F64 => (DType::F64, DType::F64, models::Precision::Uniform),
+        Precision::F32 => (DType::F32, DType::F32, models::Precision::Uniform),
+        Precision::Bf16 => (DType::F32, DType::BF16, models::Precision::Mixed),
+        Precision::Fp16 => (DType::F32, DType::F16, models::Precision::Scaled),
+    };
+    Types { float, narrow, precision }
+}
+
+fn stepper(graph: Graph, parallel: &Parallel, types: &Types) -> Result<Stepper, TrainError> {
+    let mut plan = Plan::new(&graph, parallel, types.float)?;
+    plan.narrow = types.narrow;
+    Ok(Stepper { graph, plan })
+}
+
+/// The instruction set that the configuration asks for.
 ///
 /// # Errors
-/// For the precisions that are not served yet.
-pub fn float(config: &Config) -> Result<DType, TrainError> {
-    match config.train.precision {
-        Precision::F32 => Ok(DType::F32),
-        Precision::F64 => Ok(DType::F64),
-        other => Err(TrainError::Unsupported {
-            key: "train.precision",
-            value: other.to_string(),
-            remedy: "use \"f32\" or \"f64\"",
-        }),
+/// If this machine does not have it.
+pub fn instruction_set(config: &Config) -> Result<kernels::InstructionSet, TrainError> {
+    let wanted = match config.parallel.instruction_set {
+        InstructionSet::Auto => return Ok(kernels::InstructionSet::best()),
+        InstructionSet::Scalar => kernels::InstructionSet::Scalar,
+        InstructionSet::Avx2 => kernels::InstructionSet::Avx2,
+        InstructionSet::Avx512 => kernels::InstructionSet::Avx512,
+        InstructionSet::Amx => kernels::InstructionSet::Amx,
+    };
+    if !wanted.is_available() {
+        return Err(TrainError::Unsupported {
+            key: "parallel.instruction_set",
+            value: wanted.to_string(),
+            remedy: "this machine does not have it; use \"auto\"",
+        });
     }
+    Ok(wanted)
+}
+
+/// The processor of one rank, to be made on the rank's thread.
+///
+/// # Errors
+/// If the instruction set is not there or threads cannot be made.
+pub fn cpu(config: &Config) -> Result<kernels::Cpu, TrainError> {
+    let threads = config.parallel.threads_per_rank;
+    kernels::Cpu::new(threads, instruction_set(config)?)
+        .map_err(|error| TrainError::Threads { threads, error })
 }
 
 fn parallel(config: &Config) -> Result<Parallel, TrainError> {
@@ -168,9 +210,9 @@ pub fn training(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainErro
         }
         .into());
     }
-    let graph = models::train_step(decoder, &optimizer(config), step, recompute(config))?;
-    let plan = Plan::new(&graph, &parallel, float(config)?)?;
-    Ok(Stepper { graph, plan })
+    let types = types(config);
+    let graph = models::train_step(decoder, &optimizer(config), step, recompute(config), types.precision)?;
+    stepper(graph, &parallel, &types)
 }
 
 /// The evaluation step: the loss without dropout, one microbatch, with as many sequences as a training microbatch.
@@ -181,9 +223,9 @@ pub fn evaluation(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainEr
     let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
     let batch = config.train.batch.div_ceil(config.parallel.num_microbatches);
     let step = Step { batch, sequence_length: config.data.sequence_length };
-    let graph = models::evaluate_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step);
-    let plan = Plan::new(&graph, &parallel, float(config)?)?;
-    Ok(Stepper { graph, plan })
+    let types = types(config);
+    let graph = models::evaluate_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step, types.precision);
+    stepper(graph, &parallel, &types)
 }
 
 /// The generation step: logits after a prompt, one sequence.
@@ -193,7 +235,7 @@ pub fn evaluation(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainEr
 pub fn generation(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainError> {
     let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
     let step = Step { batch: 1, sequence_length: config.data.sequence_length };
-    let graph = models::next_token_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step);
-    let plan = Plan::new(&graph, &parallel, float(config)?)?;
-    Ok(Stepper { graph, plan })
+    let types = types(config);
+    let graph = models::next_token_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step, types.precision);
+    stepper(graph, &parallel, &types)
 }

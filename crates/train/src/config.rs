@@ -31,7 +31,7 @@ pub use error::ConfigError;
 pub use layout::{parse_layout, parse_mesh};
 pub use model::{Family, Model};
 pub use names::Name;
-pub use parallel::{Context, MeshSizes, Parallel, Recompute};
+pub use parallel::{Context, InstructionSet, MeshSizes, Parallel, Recompute};
 pub use source::Source;
 pub use train::{LrSchedule, Optimizer, Precision, Train};
 

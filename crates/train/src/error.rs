@@ -94,6 +94,25 @@ pub enum TrainError {
         /// Norm of its gradient.
         grad_norm: f64,
     },
+    /// Threads could not be made.
+    #[error("parallel.threads_per_rank = {threads}: the system refuses the threads ({error}); ask for fewer")]
+    Threads {
+        /// Asked for.
+        threads: usize,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+    /// Half precision cannot hold the gradients.
+    #[error(
+        "step {step}: gradients overflow even at a loss scale of {loss_scale:e}; train with precision = \"bf16\" or \
+         \"f32\", or lower train.lr (the last good checkpoint is kept)"
+    )]
+    Overflow {
+        /// The step.
+        step: u64,
+        /// The scale that was left.
+        loss_scale: f64,
+    },
     /// A rank's thread panicked: a bug.
     #[error("rank {rank} panicked: {message}")]
     Panicked {

@@ -158,7 +158,7 @@ pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
     let (graph, plan) = (&steps.training.graph, &steps.training.plan);
     let stages = steps.for_each_stage(|stage, [training, evaluation]| {
         let programs = [(plan, &training), (&steps.evaluation.plan, &evaluation)];
-        (memory_of(stage, &programs), communication::of(plan, &training))
+        (memory_of(stage, &programs, config.parallel.threads_per_rank), communication::of(plan, &training))
     })?;
     let (memory, traffic): (Vec<RankBytes>, Vec<_>) = stages.into_iter().unzip();
     let world_size = plan.mesh.world_size();
@@ -192,8 +192,8 @@ pub fn arena_bytes(config: &Config) -> Result<Vec<u64>, TrainError> {
     Ok(explain(config)?.per_rank.iter().map(|r| r.arena_bytes).collect())
 }
 
-fn memory_of(stage: usize, programs: &[(&Plan, &Program)]) -> RankBytes {
-    let arena_bytes = RankMemory::of(programs).arena_bytes() as u64;
+fn memory_of(stage: usize, programs: &[(&Plan, &Program)], threads: usize) -> RankBytes {
+    let arena_bytes = RankMemory::of(programs, threads).arena_bytes() as u64;
     let memory = programs[0].1.memory;
     let [parameters_bytes, gradients_bytes, optimizer_bytes, activations_bytes] =
         [memory.parameters_bytes, memory.gradients_bytes, memory.optimizer_bytes, memory.activations_bytes]

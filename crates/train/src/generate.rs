@@ -73,7 +73,7 @@ fn write(
     let ranks = ranks::run(stepper.plan.mesh.world_size(), deadline, |world| {
         let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(Axis::Pp);
         let programs = vec![stepper.shared(pipeline_rank, &Chooser::Policy, false)?];
-        let mut executor = Executor::new(world, programs, config.parallel.threads_per_rank, None)?;
+        let mut executor = Executor::new(world, programs, assemble::cpu(config)?, None)?;
         saving::load(&mut executor, checkpoint)?;
         let mut window = Window {
             tokens: prompt.to_vec(),

@@ -13,8 +13,10 @@ mod error;
 pub mod explain;
 pub mod generate;
 mod learning_rate;
+pub mod loss_scale;
 pub mod parity;
 pub mod parity_report;
+pub mod pipeline_profile;
 pub mod prepare;
 pub mod ranks;
 pub mod run_dir;
@@ -22,5 +24,6 @@ mod saving;
 pub mod synthetic;
 pub mod text;
 pub mod trainer;
+pub mod virtual_clock;
 
 pub use error::TrainError;

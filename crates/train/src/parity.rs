@@ -111,14 +111,14 @@ impl Recorder<'_> {
         let programs = vec![stepper.shared(pipeline_rank, chooser, true)?];
         let names: Vec<String> = programs[0].1.outputs.iter().map(|(name, _)| name.clone()).collect();
         let wrap = self.wrap.map(|w| w(world.rank()));
-        let mut executor = Executor::new(world, programs, config.parallel.threads_per_rank, wrap.as_deref())?;
+        let mut executor = Executor::new(world, programs, assemble::cpu(config)?, wrap.as_deref())?;
         executor.initialise(&stepper.graph, config.train.seed)?;
         let mut record = RankRecord { losses: vec![], norms: vec![], gradients: vec![], states: vec![] };
         for step in 0..self.steps {
             let number = step as u64 + 1;
             let mut batch =
                 Synthetic { seed: config.train.seed, step: number, vocab_size: decoder.vocab_size };
-            let scalars = [("lr", config.train.lr), ("step", number as f64)];
+            let scalars = [("lr", config.train.lr), ("step", number as f64), ("loss_scale", 1.0)];
             let input = StepInput { seed: config.train.seed, step: number, scalars: &scalars };
             executor.run(0, &mut batch, &input)?;
             let mut statistics = [0.0; 2];

@@ -10,11 +10,14 @@ use serde_json::{Value, json};
 use crate::checkpoint::{self, Checkpoint, DType, LocalTensor, Manifest};
 use crate::config::Config;
 use crate::error::TrainError;
+use crate::loss_scale::LossScale;
 
 /// Key of the configuration in a manifest.
 const CONFIG: &str = "config";
 /// Key of the tokenizer's file in a manifest.
 const TOKENIZER: &str = "tokenizer";
+/// Key of the loss scale in a manifest.
+const LOSS_SCALE: &str = "loss_scale";
 
 /// What a checkpoint says beside its tensors.
 pub(crate) struct Description<'a> {
@@ -22,6 +25,7 @@ pub(crate) struct Description<'a> {
     pub decoder: &'a Decoder,
     pub tokenizer: &'a data::Tokenizer,
     pub layout: String,
+    pub loss_scale: Option<LossScale>,
 }
 
 /// The model as a checkpoint describes it.
@@ -47,6 +51,7 @@ fn dtype(dtype: memory::DType) -> DType {
         memory::DType::F64 => DType::F64,
         memory::DType::F32 => DType::F32,
         memory::DType::I32 => DType::I32,
+        memory::DType::BF16 | memory::DType::F16 => unreachable!("states are wide"),
     }
 }
 
@@ -104,6 +109,9 @@ fn write(
         manifest.layout = about.layout.clone();
         manifest.extra.insert(CONFIG.to_owned(), about.config.to_toml());
         manifest.extra.insert(TOKENIZER.to_owned(), about.tokenizer.json().to_owned());
+        if let Some(loss_scale) = &about.loss_scale {
+            manifest.extra.insert(LOSS_SCALE.to_owned(), json!(loss_scale).to_string());
+        }
         checkpoint::commit(checkpoints, world.world_size(), manifest, about.config.train.keep_checkpoints)?;
     }
     barrier(world)?;
@@ -118,6 +126,18 @@ pub(crate) fn load(executor: &mut Executor, from: &Checkpoint) -> Result<(), Tra
     executor.fill_states(|name, tile, kind, bytes| {
         bytes.fill(0);
         from.read(name, tile, dtype(kind), bytes).map_err(TrainError::from)
+    })
+}
+
+/// The loss scale that a checkpoint carries; none if it was trained in another precision.
+///
+/// # Errors
+/// If it is not one.
+pub(crate) fn loss_scale(from: &Checkpoint) -> Result<Option<LossScale>, TrainError> {
+    let carried = from.manifest().extra.get(LOSS_SCALE).map(|text| serde_json::from_str(text));
+    carried.transpose().map_err(|e| TrainError::File {
+        path: from.dir().display().to_string(),
+        problem: format!("its {LOSS_SCALE} is not one ({e}); the checkpoint was changed by hand"),
     })
 }
 

@@ -14,9 +14,10 @@ use serde::Serialize;
 
 use crate::assemble::{self, Stepper};
 use crate::checkpoint::Checkpoint;
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::error::TrainError;
 use crate::learning_rate::learning_rate;
+use crate::loss_scale::LossScale;
 use crate::run_dir::{MetricsWriter, RunDir};
 use crate::saving::{self, Description};
 use crate::text::{self, Text, TextBatch};
@@ -107,6 +108,12 @@ pub struct StepReport {
     pub tokens_per_second: f64,
     /// Wall-clock.
     pub step_seconds: f64,
+    /// Factor on the loss in this step's backward, in half precision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// Whether gradients overflowed on some rank, so that the step changed nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
 }
 
 /// One evaluation of the held-out text.
@@ -194,6 +201,7 @@ pub fn train(
         checkpoint.check_model(&saving::model(&decoder))?;
         checkpoint.check_tokenizer(&tokenizer.hash().to_string())?;
     }
+    assemble::instruction_set(config)?;
     let training = assemble::training(config, &decoder)?;
     let evaluation = assemble::evaluation(config, &decoder)?;
     let arena_bytes = explain::arena_bytes(config)?;
@@ -306,8 +314,7 @@ impl Run<'_> {
     fn rank(&self, world: Box<dyn Communicator>) -> Result<Outcome, TrainError> {
         let pipeline_rank = self.training.plan.mesh.coord(world.rank()).get(Axis::Pp);
         let programs = self.programs[pipeline_rank].clone();
-        let threads = self.config.parallel.threads_per_rank;
-        let mut executor = Executor::new(world, programs, threads, None)?;
+        let mut executor = Executor::new(world, programs, assemble::cpu(self.config)?, None)?;
         match &self.resume {
             Some(checkpoint) => saving::load(&mut executor, checkpoint)?,
             None => executor.initialise(&self.training.graph, self.config.train.seed)?,
@@ -331,14 +338,18 @@ impl Run<'_> {
             None => (1, 0),
         };
         let last = train.steps as u64;
+        let mut loss_scale = self.loss_scale()?;
         let mut outcome = Outcome::default();
         for step in first..=last {
             batch.draw(&sampler, position, train.batch);
-            let report = self.step(executor, &mut batch, step)?;
+            let report = self.step(executor, &mut batch, step, &mut loss_scale)?;
             position += train.batch as u64;
             outcome.last_loss = report.loss;
             self.report(executor, Event::Step(&report), &report)?;
-            if !(report.loss.is_finite() && report.grad_norm.is_finite()) {
+            if let Some(scale) = loss_scale.filter(LossScale::is_exhausted) {
+                return Err(TrainError::Overflow { step, loss_scale: scale.scale });
+            }
+            if !(report.skipped || report.loss.is_finite() && report.grad_norm.is_finite()) {
                 return Err(TrainError::NotFinite { step, loss: report.loss, grad_norm: report.grad_norm });
             }
             let due = |every: usize| every > 0 && step % every as u64 == 0;
@@ -350,7 +361,7 @@ impl Run<'_> {
                 outcome.validation = Some(report);
             }
             if due(train.checkpoint_every) || step == last {
-                outcome.checkpoint = Some(self.checkpoint(executor, step, position)?);
+                outcome.checkpoint = Some(self.checkpoint(executor, step, position, loss_scale)?);
             }
         }
         outcome.seconds = started.elapsed().as_secs_f64();
@@ -362,10 +373,15 @@ impl Run<'_> {
         executor: &mut Executor,
         batch: &mut TextBatch,
         step: u64,
+        loss_scale: &mut Option<LossScale>,
     ) -> Result<StepReport, TrainError> {
         let started = Instant::now();
-        let lr = learning_rate(&self.config.train, step);
-        let scalars = [("lr", lr), ("step", step as f64)];
+        let update = step - loss_scale.map_or(0, |s| s.skipped_steps);
+        let lr = learning_rate(&self.config.train, update);
+        let scale = loss_scale.map(|s| s.scale);
+        let num_tokens = self.config.train.batch * self.config.data.sequence_length;
+        let factor = loss_scale.map_or(1.0, |s| s.factor(num_tokens));
+        let scalars = [("lr", lr), ("step", update as f64), ("loss_scale", factor)];
         let input = StepInput { seed: self.config.train.seed, step, scalars: &scalars };
         executor.run(TRAIN, batch, &input)?;
         let (mut statistics, mut grad_norm) = ([0.0; 2], [0.0]);
@@ -373,6 +389,10 @@ impl Run<'_> {
         executor.read_output(TRAIN, "grad_norm", &mut grad_norm)?;
         let step_seconds = started.elapsed().as_secs_f64();
         let [loss, tokens] = statistics;
+        let skipped = loss_scale.is_some() && !grad_norm[0].is_finite();
+        if let Some(loss_scale) = loss_scale {
+            loss_scale.after(skipped);
+        }
         Ok(StepReport {
             step,
             loss: if tokens > 0.0 { loss / tokens } else { 0.0 },
@@ -381,7 +401,18 @@ impl Run<'_> {
             tokens: tokens as u64,
             tokens_per_second: tokens / step_seconds,
             step_seconds,
+            loss_scale: scale,
+            skipped,
         })
+    }
+
+    /// Where loss scaling stands when the run starts; none in precisions that need none.
+    fn loss_scale(&self) -> Result<Option<LossScale>, TrainError> {
+        if self.config.train.precision != Precision::Fp16 {
+            return Ok(None);
+        }
+        let carried = self.resume.as_ref().map(saving::loss_scale).transpose()?.flatten();
+        Ok(Some(carried.unwrap_or_default()))
     }
 
     fn report(&self, executor: &Executor, event: Event<'_>, line: &impl Serialize) -> Result<(), TrainError> {
@@ -392,13 +423,20 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn checkpoint(&self, executor: &Executor, step: u64, position: u64) -> Result<PathBuf, TrainError> {
+    fn checkpoint(
+        &self,
+        executor: &Executor,
+        step: u64,
+        position: u64,
+        loss_scale: Option<LossScale>,
+    ) -> Result<PathBuf, TrainError> {
         let started = Instant::now();
         let about = Description {
             config: self.config,
             decoder: &self.decoder,
             tokenizer: &self.text.tokenizer,
             layout: self.layout.clone(),
+            loss_scale,
         };
         let dir = saving::save(executor, &self.checkpoints, step, position, &about)?;
         memory::release_freed();

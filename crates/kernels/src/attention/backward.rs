@@ -4,26 +4,29 @@ use super::tile::{Left, multiply};
 use super::*;
 use crate::reduce::lane_sum;
 
-/// Arguments of [`attention_backward`].
-pub(super) struct Backward<'a, T> {
+/// Arguments of [`attention_backward`], for some of the heads.
+pub(super) struct Backward<'a, S: Storage> {
     pub(super) shape: &'a AttentionShape<'a>,
-    pub(super) q: &'a [T],
-    pub(super) k: &'a [T],
-    pub(super) v: &'a [T],
-    pub(super) o: &'a [T],
-    pub(super) lse: &'a [T],
-    pub(super) d_o: &'a [T],
-    pub(super) dq: &'a mut [T],
-    pub(super) dk: &'a mut [T],
-    pub(super) dv: &'a mut [T],
-    pub(super) scratch: Scratch<'a, T>,
+    /// (Sequence, key-value head) pairs.
+    pub(super) heads: Range<usize>,
+    pub(super) q: &'a [S],
+    pub(super) k: &'a [S],
+    pub(super) v: &'a [S],
+    pub(super) o: &'a [S],
+    pub(super) lse: &'a [S::Wide],
+    pub(super) d_o: &'a [S],
+    /// Rows of `heads` are written, as in `dk` and `dv`.
+    pub(super) dq: &'a Shared<'a, S>,
+    pub(super) dk: &'a Shared<'a, S>,
+    pub(super) dv: &'a Shared<'a, S>,
+    pub(super) scratch: Scratch<'a, S::Wide>,
 }
 
-impl<T: Float> WithSimd for Backward<'_, T> {
+impl<S: Storage> WithSimd for Backward<'_, S> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<V: Simd>(self, simd: V) {
         self.run(simd);
     }
 }
@@ -44,9 +47,9 @@ struct Tiles<'a, T> {
     d_scores: &'a mut [T],
 }
 
-impl<T: Float> Backward<'_, T> {
+impl<S: Storage> Backward<'_, S> {
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
+    fn run<V: Simd>(mut self, simd: V) {
         let shape = self.shape;
         let width = shape.padded_head_dim();
         let keys_len = shape.padded_keys() * width;
@@ -63,70 +66,73 @@ impl<T: Float> Backward<'_, T> {
             d_scores: self.scratch.take(QUERIES * KEYS),
         };
         // Columns beyond head_dim are read as vector columns; they must stay finite.
-        tiles.queries.fill(T::ZERO);
-        tiles.d_out.fill(T::ZERO);
-        for batch in 0..shape.batch {
-            for kv in 0..shape.kv_heads {
-                pack_rows(shape, batch, kv, self.k, tiles.keys);
-                pack_transposed(shape, batch, kv, self.k, tiles.keys_transposed);
-                pack_transposed(shape, batch, kv, self.v, tiles.values_transposed);
-                tiles.dk.fill(T::ZERO);
-                tiles.dv.fill(T::ZERO);
-                for group in 0..shape.group {
-                    let head = Head { kv, group };
-                    let dropout = HeadDropout::new(shape, batch, head);
-                    for first in (0..shape.q_len).step_by(QUERIES) {
-                        self.query_tile(simd, batch, head, first, dropout.as_ref(), &mut tiles);
-                    }
+        tiles.queries.fill(S::Wide::ZERO);
+        tiles.d_out.fill(S::Wide::ZERO);
+        for head in self.heads.clone() {
+            let (batch, kv) = (head / shape.kv_heads, head % shape.kv_heads);
+            pack_rows(shape, batch, kv, self.k, tiles.keys);
+            pack_transposed(shape, batch, kv, self.k, tiles.keys_transposed);
+            pack_transposed(shape, batch, kv, self.v, tiles.values_transposed);
+            tiles.dk.fill(S::Wide::ZERO);
+            tiles.dv.fill(S::Wide::ZERO);
+            for group in 0..shape.group {
+                let head = Head { kv, group };
+                let dropout = HeadDropout::new(shape, batch, head);
+                for first in (0..shape.q_len).step_by(QUERIES) {
+                    self.query_tile(simd, batch, head, first, dropout.as_ref(), &mut tiles);
                 }
-                let head_dim = shape.head_dim;
-                for key in 0..shape.k_len {
-                    let at = shape.k_row(batch, key, kv) * head_dim;
-                    self.dk[at..][..head_dim].copy_from_slice(&tiles.dk[key * width..][..head_dim]);
-                    self.dv[at..][..head_dim].copy_from_slice(&tiles.dv[key * width..][..head_dim]);
-                }
+            }
+            for key in 0..shape.k_len {
+                let at = shape.k_row(batch, key, kv) * shape.head_dim;
+                // SAFETY: rows of this head, which is this thread's, are written by it alone, one at a time.
+                let (dk, dv) =
+                    unsafe { (self.dk.part(at..at + shape.head_dim), self.dv.part(at..at + shape.head_dim)) };
+                narrow_row(&tiles.dk[key * width..], S::Wide::ONE, dk);
+                narrow_row(&tiles.dv[key * width..], S::Wide::ONE, dv);
             }
         }
     }
 
     /// All keys for up to [`QUERIES`] queries of one head.
     #[inline(always)]
-    fn query_tile<S: Simd>(
-        &mut self,
-        simd: S,
+    fn query_tile<V: Simd>(
+        &self,
+        simd: V,
         batch: usize,
         head: Head,
         first: usize,
-        dropout: Option<&HeadDropout<T>>,
-        tiles: &mut Tiles<T>,
+        dropout: Option<&HeadDropout<S::Wide>>,
+        tiles: &mut Tiles<S::Wide>,
     ) {
         let shape = self.shape;
         let (width, head_dim) = (shape.padded_head_dim(), shape.head_dim);
         let rows = QUERIES.min(shape.q_len - first);
-        let scale = T::from_f64(shape.scale);
-        let mut lse = [T::ZERO; QUERIES];
+        let scale = S::Wide::from_f64(shape.scale);
+        let mut lse = [S::Wide::ZERO; QUERIES];
         // delta is sum_t p_t dp_t for each query, which equals d_o . o also under dropout.
-        let mut delta = [T::ZERO; QUERIES];
+        let mut delta = [S::Wide::ZERO; QUERIES];
         for i in 0..rows {
             let row = shape.q_row(batch, first + i, head);
             let range = row * head_dim..(row + 1) * head_dim;
             let q = &self.q[range.clone()];
             let (o, d_o) = (&self.o[range.clone()], &self.d_o[range]);
             for (to, &q) in tiles.queries[i * width..].iter_mut().zip(q) {
-                *to = q * scale;
+                *to = q.widen() * scale;
             }
-            tiles.d_out[i * width..][..head_dim].copy_from_slice(d_o);
-            delta[i] = T::from_f64(lane_sum(
-                [o, d_o],
+            widen_row(d_o, &mut tiles.d_out[i * width..][..head_dim]);
+            delta[i] = S::Wide::from_f64(lane_sum(
+                o,
+                d_o,
+                d_o,
                 #[inline(always)]
-                |[o, d]| o.to_f64() * d.to_f64(),
+                |o, d, _| o.widen().to_f64() * d.widen().to_f64(),
             ));
             // Queries that see no key: their scores are all -inf, and so stay with any finite shift.
-            if self.lse[row] != T::NEG_INFINITY {
+            if self.lse[row] != S::Wide::NEG_INFINITY {
                 lse[i] = self.lse[row];
             }
         }
-        tiles.dq[..rows * width].fill(T::ZERO);
+        tiles.dq[..rows * width].fill(S::Wide::ZERO);
         let (limits, highest) = shape.limits(first, rows);
         for start in (0..shape.k_len).step_by(KEYS) {
             let keys = KeyTile::new(shape, start);
@@ -210,10 +216,9 @@ impl<T: Float> Backward<'_, T> {
         }
         for i in 0..rows {
             let row = shape.q_row(batch, first + i, head);
-            let dq = &mut self.dq[row * head_dim..][..head_dim];
-            for (dq, &x) in dq.iter_mut().zip(&tiles.dq[i * width..]) {
-                *dq = x * scale;
-            }
+            // SAFETY: as in `run`.
+            let dq = unsafe { self.dq.part(row * head_dim..(row + 1) * head_dim) };
+            narrow_row(&tiles.dq[i * width..], scale, dq);
         }
     }
 }

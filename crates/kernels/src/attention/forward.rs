@@ -3,22 +3,26 @@
 use super::tile::{COLUMNS, Left, multiply};
 use super::*;
 
-/// Arguments of [`attention_forward`].
-pub(super) struct Forward<'a, T> {
+/// Arguments of [`attention_forward`], for some of the heads.
+pub(super) struct Forward<'a, S: Storage> {
     pub(super) shape: &'a AttentionShape<'a>,
-    pub(super) q: &'a [T],
-    pub(super) k: &'a [T],
-    pub(super) v: &'a [T],
-    pub(super) o: &'a mut [T],
-    pub(super) lse: &'a mut [T],
-    pub(super) scratch: Scratch<'a, T>,
+    /// (Sequence, key-value head) pairs.
+    pub(super) heads: Range<usize>,
+    pub(super) q: &'a [S],
+    pub(super) k: &'a [S],
+    pub(super) v: &'a [S],
+    /// Rows of `heads` are written.
+    pub(super) o: &'a Shared<'a, S>,
+    /// Rows of `heads` are written.
+    pub(super) lse: &'a Shared<'a, S::Wide>,
+    pub(super) scratch: Scratch<'a, S::Wide>,
 }
 
-impl<T: Float> WithSimd for Forward<'_, T> {
+impl<S: Storage> WithSimd for Forward<'_, S> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<V: Simd>(self, simd: V) {
         self.run(simd);
     }
 }
@@ -32,9 +36,9 @@ struct Tiles<'a, T> {
     out: &'a mut [T],
 }
 
-impl<T: Float> Forward<'_, T> {
+impl<S: Storage> Forward<'_, S> {
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
+    fn run<V: Simd>(mut self, simd: V) {
         let shape = self.shape;
         let width = shape.padded_head_dim();
         let mut tiles = Tiles {
@@ -44,16 +48,15 @@ impl<T: Float> Forward<'_, T> {
             scores: self.scratch.take(QUERIES * KEYS),
             out: self.scratch.take(QUERIES * width),
         };
-        for batch in 0..shape.batch {
-            for kv in 0..shape.kv_heads {
-                pack_transposed(shape, batch, kv, self.k, tiles.keys_transposed);
-                pack_rows(shape, batch, kv, self.v, tiles.values);
-                for group in 0..shape.group {
-                    let head = Head { kv, group };
-                    let dropout = HeadDropout::new(shape, batch, head);
-                    for first in (0..shape.q_len).step_by(QUERIES) {
-                        self.query_tile(simd, batch, head, first, dropout.as_ref(), &mut tiles);
-                    }
+        for head in self.heads.clone() {
+            let (batch, kv) = (head / shape.kv_heads, head % shape.kv_heads);
+            pack_transposed(shape, batch, kv, self.k, tiles.keys_transposed);
+            pack_rows(shape, batch, kv, self.v, tiles.values);
+            for group in 0..shape.group {
+                let head = Head { kv, group };
+                let dropout = HeadDropout::new(shape, batch, head);
+                for first in (0..shape.q_len).step_by(QUERIES) {
+                    self.query_tile(simd, batch, head, first, dropout.as_ref(), &mut tiles);
                 }
             }
         }
@@ -61,28 +64,28 @@ impl<T: Float> Forward<'_, T> {
 
     /// All keys for up to [`QUERIES`] queries of one head.
     #[inline(always)]
-    fn query_tile<S: Simd>(
-        &mut self,
-        simd: S,
+    fn query_tile<V: Simd>(
+        &self,
+        simd: V,
         batch: usize,
         head: Head,
         first: usize,
-        dropout: Option<&HeadDropout<T>>,
-        tiles: &mut Tiles<T>,
+        dropout: Option<&HeadDropout<S::Wide>>,
+        tiles: &mut Tiles<S::Wide>,
     ) {
         let shape = self.shape;
         let (width, head_dim) = (shape.padded_head_dim(), shape.head_dim);
         let rows = QUERIES.min(shape.q_len - first);
-        let scale = T::from_f64(shape.scale);
+        let scale = S::Wide::from_f64(shape.scale);
         for i in 0..rows {
             let q = &self.q[shape.q_row(batch, first + i, head) * head_dim..][..head_dim];
             for (to, &q) in tiles.queries[i * width..].iter_mut().zip(q) {
-                *to = q * scale;
+                *to = q.widen() * scale;
             }
         }
-        tiles.out[..rows * width].fill(T::ZERO);
-        let mut max = [T::NEG_INFINITY; QUERIES];
-        let mut sum = [T::ZERO; QUERIES];
+        tiles.out[..rows * width].fill(S::Wide::ZERO);
+        let mut max = [S::Wide::NEG_INFINITY; QUERIES];
+        let mut sum = [S::Wide::ZERO; QUERIES];
         let (limits, highest) = shape.limits(first, rows);
         for start in (0..shape.k_len).step_by(KEYS) {
             let keys = KeyTile::new(shape, start);
@@ -109,7 +112,7 @@ impl<T: Float> Forward<'_, T> {
                         *p *= factor;
                     }
                 }
-                if shrink != T::ONE {
+                if shrink != S::Wide::ONE {
                     for o in &mut tiles.out[i * width..][..width] {
                         *o *= shrink;
                     }
@@ -129,13 +132,13 @@ impl<T: Float> Forward<'_, T> {
         }
         for i in 0..rows {
             let row = shape.q_row(batch, first + i, head);
-            let unseen = sum[i] == T::ZERO;
-            let inverse = if unseen { T::ZERO } else { T::ONE / sum[i] };
-            self.lse[row] = if unseen { T::NEG_INFINITY } else { max[i] + Float::ln(sum[i]) };
-            let o = &mut self.o[row * head_dim..][..head_dim];
-            for (o, &x) in o.iter_mut().zip(&tiles.out[i * width..]) {
-                *o = x * inverse;
-            }
+            let unseen = sum[i] == S::Wide::ZERO;
+            let inverse = if unseen { S::Wide::ZERO } else { S::Wide::ONE / sum[i] };
+            // SAFETY: rows of this head, which is this thread's, are written by it alone, one at a time.
+            let (lse, o) =
+                unsafe { (self.lse.part(row..row + 1), self.o.part(row * head_dim..(row + 1) * head_dim)) };
+            lse[0] = if unseen { S::Wide::NEG_INFINITY } else { max[i] + Float::ln(sum[i]) };
+            narrow_row(&tiles.out[i * width..], inverse, o);
         }
     }
 }

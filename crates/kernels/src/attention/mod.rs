@@ -11,14 +11,21 @@ mod forward;
 mod tests;
 mod tile;
 
+use crate::cpu::Cpu;
 use crate::float::Float;
+use crate::parts::{Shared, min_rows, part_index};
 use crate::random::{DropoutRule, Key};
+use crate::storage::Storage;
 use pulp::{Simd, WithSimd};
+use std::ops::Range;
 use tile::COLUMNS;
 
 /// Queries per tile and keys per tile: a tile of scores and its operands stay in the L1/L2 cache.
 const QUERIES: usize = 64;
 const KEYS: usize = 64;
+
+/// Products of a query's and a key's element that pay for a second thread.
+const WORTHWHILE: usize = 1 << 18;
 
 /// Extents of an attention call and the global indices behind its local positions.
 ///
@@ -76,58 +83,99 @@ pub struct AttentionDropout<'a> {
     pub k_size: usize,
 }
 
-/// Elements of scratch that either pass needs: O(k_len head_dim), for one head at a time.
-pub fn attention_scratch(shape: &AttentionShape) -> usize {
-    // The backward pass needs more than the forward: five copies of a head's keys or values, three
-    // of a tile of queries, two tiles of scores; and slack to align the start.
-    let width = shape.padded_head_dim();
-    5 * shape.padded_keys() * width + 3 * QUERIES * width + 2 * QUERIES * KEYS + COLUMNS
+/// Elements of scratch that either pass needs on so many threads: O(k_len head_dim) for each.
+///
+/// The same for every instruction set.
+pub fn attention_scratch(shape: &AttentionShape, threads: usize) -> usize {
+    // Slack to align the start.
+    shape.threads(threads) * shape.scratch_per_thread() + COLUMNS
 }
 
 /// `o = dropout(softmax(scale q k^T)) v`, and `lse`, the logarithm of each softmax's denominator.
 ///
 /// A query that sees no key gets `o = 0` and `lse = -inf`. Keys and values at padding positions are
 /// never read as numbers. `scratch` holds at least [`attention_scratch`] elements, contents ignored.
-pub fn attention_forward<T: Float>(
+/// Threads share the (sequence, key-value head) pairs.
+pub fn attention_forward<S: Storage>(
+    cpu: &Cpu,
     shape: &AttentionShape,
-    q: &[T],
-    k: &[T],
-    v: &[T],
-    o: &mut [T],
-    lse: &mut [T],
-    scratch: &mut [T],
+    q: &[S],
+    k: &[S],
+    v: &[S],
+    o: &mut [S],
+    lse: &mut [S::Wide],
+    scratch: &mut [S::Wide],
 ) {
     shape.check(q.len(), k.len(), lse.len());
     assert!(v.len() == k.len() && o.len() == q.len(), "v like k, o like q");
-    let scratch = Scratch::new(shape, scratch);
-    pulp::Arch::new().dispatch(forward::Forward { shape, q, k, v, o, lse, scratch });
+    let (o, lse) = (Shared::new(o), Shared::new(lse));
+    shape.divide(cpu, scratch, |heads, scratch| {
+        cpu.vectorised(forward::Forward { shape, heads, q, k, v, o: &o, lse: &lse, scratch });
+    });
 }
 
 /// The gradients of [`attention_forward`] by `q`, `k` and `v`, all overwritten.
 ///
 /// `o` and `lse` are the forward's results; weights are computed again from them. `dk` and `dv` are
 /// summed over local queries and group members, in one fixed order.
-pub fn attention_backward<T: Float>(
+pub fn attention_backward<S: Storage>(
+    cpu: &Cpu,
     shape: &AttentionShape,
-    q: &[T],
-    k: &[T],
-    v: &[T],
-    o: &[T],
-    lse: &[T],
-    d_o: &[T],
-    dq: &mut [T],
-    dk: &mut [T],
-    dv: &mut [T],
-    scratch: &mut [T],
+    q: &[S],
+    k: &[S],
+    v: &[S],
+    o: &[S],
+    lse: &[S::Wide],
+    d_o: &[S],
+    dq: &mut [S],
+    dk: &mut [S],
+    dv: &mut [S],
+    scratch: &mut [S::Wide],
 ) {
     shape.check(q.len(), k.len(), lse.len());
     assert!(v.len() == k.len() && dk.len() == k.len() && dv.len() == k.len(), "v, dk, dv like k");
     assert!(o.len() == q.len() && d_o.len() == q.len() && dq.len() == q.len(), "o, d_o, dq like q");
-    let scratch = Scratch::new(shape, scratch);
-    pulp::Arch::new().dispatch(backward::Backward { shape, q, k, v, o, lse, d_o, dq, dk, dv, scratch });
+    let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
+    shape.divide(cpu, scratch, |heads, scratch| {
+        let (dq, dk, dv) = (&dq, &dk, &dv);
+        cpu.vectorised(backward::Backward { shape, heads, q, k, v, o, lse, d_o, dq, dk, dv, scratch });
+    });
 }
 
 impl AttentionShape<'_> {
+    /// How many threads a call can use.
+    fn threads(&self, threads: usize) -> usize {
+        threads.min(self.batch * self.kv_heads).max(1)
+    }
+
+    /// The backward pass needs more than the forward: five copies of a head's keys or values, three
+    /// of a tile of queries, two tiles of scores. Whole cache lines.
+    fn scratch_per_thread(&self) -> usize {
+        let width = self.padded_head_dim();
+        5 * self.padded_keys() * width + 3 * QUERIES * width + 2 * QUERIES * KEYS
+    }
+
+    /// Calls `work` with ranges of (sequence, key-value head) pairs and scratch of its own for each.
+    fn divide<T: Float>(
+        &self,
+        cpu: &Cpu,
+        scratch: &mut [T],
+        work: impl Fn(Range<usize>, Scratch<T>) + Send + Sync,
+    ) {
+        let (threads, each) = (self.threads(cpu.threads()), self.scratch_per_thread());
+        assert!(scratch.len() >= attention_scratch(self, threads), "scratch is too small");
+        let skip = scratch.as_ptr().align_offset(64).min(COLUMNS);
+        let scratch = Shared::new(&mut scratch[skip..]);
+        let num_heads = self.batch * self.kv_heads;
+        let cost = self.q_len * self.k_len * self.head_dim * self.group;
+        cpu.split(num_heads, 1, min_rows(WORTHWHILE, cost), |heads| {
+            let part = part_index(&heads, num_heads, threads);
+            // SAFETY: each part has a number of its own, at most one for each thread.
+            let scratch = unsafe { scratch.part(part * each..(part + 1) * each) };
+            work(heads, Scratch(scratch));
+        });
+    }
+
     fn check(&self, q: usize, k: usize, lse: usize) {
         let rows = self.batch * self.q_len * self.kv_heads * self.group;
         assert_eq!(q, rows * self.head_dim, "q has the wrong length");
@@ -260,16 +308,10 @@ impl<'a, T: Float> HeadDropout<'a, T> {
     }
 }
 
-/// Hands out consecutive pieces of the caller's scratch, the first one aligned to a cache line.
+/// Hands out consecutive pieces of one thread's scratch.
 struct Scratch<'a, T>(&'a mut [T]);
 
-impl<'a, T: Float> Scratch<'a, T> {
-    fn new(shape: &AttentionShape, scratch: &'a mut [T]) -> Self {
-        assert!(scratch.len() >= attention_scratch(shape), "scratch is too small");
-        let skip = scratch.as_ptr().align_offset(64).min(COLUMNS);
-        Scratch(&mut scratch[skip..])
-    }
-
+impl<'a, T> Scratch<'a, T> {
     #[inline(always)]
     fn take(&mut self, len: usize) -> &'a mut [T] {
         let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(len);
@@ -280,7 +322,13 @@ impl<'a, T: Float> Scratch<'a, T> {
 
 /// Copies one head's rows into tiles `[tile][head_dim][KEYS]`, transposed, zeros for padding keys.
 #[inline(always)]
-fn pack_transposed<T: Float>(shape: &AttentionShape, batch: usize, kv: usize, x: &[T], out: &mut [T]) {
+fn pack_transposed<S: Storage>(
+    shape: &AttentionShape,
+    batch: usize,
+    kv: usize,
+    x: &[S],
+    out: &mut [S::Wide],
+) {
     let tile_len = shape.padded_head_dim() * KEYS;
     for (tile, out) in out.chunks_exact_mut(tile_len).enumerate() {
         for column in 0..KEYS {
@@ -289,11 +337,11 @@ fn pack_transposed<T: Float>(shape: &AttentionShape, batch: usize, kv: usize, x:
             if real {
                 let row = &x[shape.k_row(batch, key, kv) * shape.head_dim..][..shape.head_dim];
                 for (d, &x) in row.iter().enumerate() {
-                    out[d * KEYS + column] = x;
+                    out[d * KEYS + column] = x.widen();
                 }
             } else {
                 for d in 0..shape.head_dim {
-                    out[d * KEYS + column] = T::ZERO;
+                    out[d * KEYS + column] = S::Wide::ZERO;
                 }
             }
         }
@@ -302,15 +350,30 @@ fn pack_transposed<T: Float>(shape: &AttentionShape, batch: usize, kv: usize, x:
 
 /// Copies one head's rows to `[padded_keys, padded_head_dim]`, zeros for padding.
 #[inline(always)]
-fn pack_rows<T: Float>(shape: &AttentionShape, batch: usize, kv: usize, x: &[T], out: &mut [T]) {
+fn pack_rows<S: Storage>(shape: &AttentionShape, batch: usize, kv: usize, x: &[S], out: &mut [S::Wide]) {
     for (key, out) in out.chunks_exact_mut(shape.padded_head_dim()).enumerate() {
         let real = key < shape.k_len && (shape.k_index[key] as usize) < shape.k_size;
         if real {
             let row = &x[shape.k_row(batch, key, kv) * shape.head_dim..][..shape.head_dim];
-            out[..shape.head_dim].copy_from_slice(row);
-            out[shape.head_dim..].fill(T::ZERO);
+            widen_row(row, &mut out[..shape.head_dim]);
+            out[shape.head_dim..].fill(S::Wide::ZERO);
         } else {
-            out.fill(T::ZERO);
+            out.fill(S::Wide::ZERO);
         }
+    }
+}
+
+#[inline(always)]
+fn widen_row<S: Storage>(from: &[S], into: &mut [S::Wide]) {
+    for (into, &from) in into.iter_mut().zip(from) {
+        *into = from.widen();
+    }
+}
+
+/// `into = factor from`, rounded.
+#[inline(always)]
+fn narrow_row<S: Storage>(from: &[S::Wide], factor: S::Wide, into: &mut [S]) {
+    for (into, &from) in into.iter_mut().zip(from) {
+        *into = S::narrow(from * factor);
     }
 }

@@ -52,12 +52,12 @@ fn reference(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f6
 /// What a call returns: o, lse, dq, dk, dv, from poisoned outputs and scratch.
 fn run<T: Float>(shape: &AttentionShape, q: &[T], k: &[T], v: &[T], d_o: &[T]) -> [Vec<T>; 5] {
     let (mut o, mut lse) = (poisoned(q.len()), poisoned(q.len() / shape.head_dim));
-    let mut scratch = poisoned(attention_scratch(shape) + 1);
-    attention_forward(shape, q, k, v, &mut o, &mut lse, &mut scratch[1..]);
+    let mut scratch = poisoned(attention_scratch(shape, 1) + 1);
+    attention_forward(&Cpu::single(), shape, q, k, v, &mut o, &mut lse, &mut scratch[1..]);
     let (mut dq, mut dk, mut dv) = (poisoned(q.len()), poisoned(k.len()), poisoned(k.len()));
-    let mut scratch = poisoned(attention_scratch(shape) + 3);
+    let mut scratch = poisoned(attention_scratch(shape, 1) + 3);
     let scratch = &mut scratch[3..];
-    attention_backward(shape, q, k, v, &o, &lse, d_o, &mut dq, &mut dk, &mut dv, scratch);
+    attention_backward(&Cpu::single(), shape, q, k, v, &o, &lse, d_o, &mut dq, &mut dk, &mut dv, scratch);
     [o, lse, dq, dk, dv]
 }
 

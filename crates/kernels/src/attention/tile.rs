@@ -1,7 +1,7 @@
 //! Products of small tiles that sit in cache: the inner loops of attention. No masks, no softmax.
 
 use crate::float::Float;
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 /// Column extents are padded to whole multiples of this: no instruction set has longer vectors.
 pub(super) const COLUMNS: usize = 16;
@@ -16,9 +16,43 @@ pub(super) struct Left<'a, T> {
 
 /// `c = left b`, or `c += left b` with `accumulate`; `b` and `c` have contiguous rows.
 ///
-/// `columns` is a multiple of [`COLUMNS`].
+/// `columns` is a multiple of [`COLUMNS`]. Not inlined: one copy for each type and instruction set is enough.
 #[inline(always)]
-pub(super) fn multiply<T: Float, S: Simd>(
+pub(super) fn multiply<T: Float, V: Simd>(
+    simd: V,
+    extents: [usize; 3],
+    left: Left<T>,
+    b: &[T],
+    b_stride: usize,
+    c: &mut [T],
+    c_stride: usize,
+    accumulate: bool,
+) {
+    simd.vectorize(Multiply { extents, left, b, b_stride, c, c_stride, accumulate });
+}
+
+struct Multiply<'a, T> {
+    extents: [usize; 3],
+    left: Left<'a, T>,
+    b: &'a [T],
+    b_stride: usize,
+    c: &'a mut [T],
+    c_stride: usize,
+    accumulate: bool,
+}
+
+impl<T: Float> WithSimd for Multiply<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<V: Simd>(self, simd: V) {
+        let Multiply { extents, left, b, b_stride, c, c_stride, accumulate } = self;
+        multiply_inline(simd, extents, left, b, b_stride, c, c_stride, accumulate);
+    }
+}
+
+#[inline(always)]
+fn multiply_inline<T: Float, S: Simd>(
     simd: S,
     [rows, columns, depth]: [usize; 3],
     left: Left<T>,
@@ -128,26 +162,9 @@ unsafe fn block<T: Float, S: Simd, const H: usize, const W: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Cpu;
     use crate::testing::{assert_close, random};
     use proptest::prelude::*;
-
-    struct Multiply<'a, T> {
-        extents: [usize; 3],
-        left: Left<'a, T>,
-        b: &'a [T],
-        b_stride: usize,
-        c: &'a mut [T],
-        c_stride: usize,
-        accumulate: bool,
-    }
-
-    impl<T: Float> pulp::WithSimd for Multiply<'_, T> {
-        type Output = ();
-        fn with_simd<S: Simd>(self, simd: S) {
-            let Multiply { extents, left, b, b_stride, c, c_stride, accumulate } = self;
-            multiply(simd, extents, left, b, b_stride, c, c_stride, accumulate);
-        }
-    }
 
     fn check<T: Float>(extents: [usize; 3], transposed: bool, tolerance: f64) {
         let [rows, columns, depth] = extents;
@@ -168,7 +185,7 @@ mod tests {
                     *c = if accumulate { *c + sum } else { sum };
                 }
             }
-            pulp::Arch::new().dispatch(Multiply {
+            Cpu::single().vectorised(Multiply {
                 extents,
                 left,
                 b: &b,
@@ -210,7 +227,7 @@ mod tests {
         let (a, b): (Vec<f32>, Vec<f32>) = (random(1, 12 * depth), random(2, depth * 2 * COLUMNS));
         let mut c = vec![f32::NAN; 12 * 2 * COLUMNS];
         let left = Left { data: &a, row_stride: depth, depth_stride: 1 };
-        pulp::Arch::new().dispatch(TallBlock { depth, a: left, b: &b, c: &mut c });
+        Cpu::single().vectorised(TallBlock { depth, a: left, b: &b, c: &mut c });
         let mut expected = vec![0.0; c.len()];
         for (at, sum) in expected.iter_mut().enumerate() {
             let (i, j) = (at / (2 * COLUMNS), at % (2 * COLUMNS));

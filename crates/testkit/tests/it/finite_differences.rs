@@ -17,7 +17,7 @@ fn check(small: &Small) -> Result<(), TrainError> {
     let stepper = assemble::training(&config, &decoder)?;
     ranks::run(1, Duration::from_secs(60), |world| {
         let program = stepper.shared(0, &Chooser::Policy, true)?;
-        let mut executor = Executor::new(world, vec![program], 1, None)?;
+        let mut executor = Executor::new(world, vec![program], kernels::Cpu::single(), None)?;
         executor.initialise(&stepper.graph, 3)?;
         let start: Vec<(String, Vec<u8>)> = executor
             .with_states(|all| all.iter().map(|s| (s.name.to_owned(), s.bytes.to_vec())).collect())?;

@@ -1,6 +1,7 @@
 //! The release gate: every layout trains the same model, and the tests that say so can fail.
 
 mod finite_differences;
+mod mixed_precision;
 mod mutants;
 mod parity;
 mod random_legal;

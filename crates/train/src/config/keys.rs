@@ -40,6 +40,7 @@ pub(super) const TABLES: [(&str, &[&str]); 4] = [
             "num_microbatches",
             "recompute",
             "threads_per_rank",
+            "instruction_set",
             "exact",
             "deadline_seconds",
         ],

@@ -28,6 +28,22 @@ named! {
     }
 }
 
+named! {
+    /// Which instructions kernels may use.
+    InstructionSet {
+        /// The most that the machine has.
+        Auto = "auto",
+        /// What every machine has.
+        Scalar = "scalar",
+        /// AVX2 and FMA.
+        Avx2 = "avx2",
+        /// AVX-512.
+        Avx512 = "avx512",
+        /// AVX-512, and AMX's bf16 tiles.
+        Amx = "amx",
+    }
+}
+
 /// Ranks along each axis of the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MeshSizes {
@@ -106,6 +122,8 @@ pub struct Parallel {
     pub recompute: Recompute,
     /// Compute threads of each rank.
     pub threads_per_rank: usize,
+    /// Instructions that kernels may use.
+    pub instruction_set: InstructionSet,
     /// Whether sums are exact, so that every layout gives the same bits.
     pub exact: bool,
     /// How long a collective may wait for its peers.
@@ -124,6 +142,7 @@ impl Default for Parallel {
             num_microbatches: 1,
             recompute: Recompute::None,
             threads_per_rank: 1,
+            instruction_set: InstructionSet::Auto,
             exact: false,
             deadline_seconds: 60.0,
         }
@@ -149,6 +168,7 @@ impl Parallel {
             "num_microbatches" => self.num_microbatches = value.count(1)?,
             "recompute" => self.recompute = value.name()?,
             "threads_per_rank" => self.threads_per_rank = value.count(1)?,
+            "instruction_set" => self.instruction_set = value.name()?,
             "exact" => self.exact = value.switch()?,
             "deadline_seconds" => self.deadline_seconds = value.positive()?,
             axis => {

@@ -50,6 +50,7 @@ impl Config {
         text.key("num_microbatches", parallel.num_microbatches);
         text.key("recompute", string(parallel.recompute.name()));
         text.key("threads_per_rank", parallel.threads_per_rank);
+        text.key("instruction_set", string(parallel.instruction_set.name()));
         text.key("exact", parallel.exact);
         text.key("deadline_seconds", float(parallel.deadline_seconds));
         text.table("train");

@@ -28,7 +28,7 @@ fn arenas_are_what_the_runtime_would_reserve_and_parts_sum_to_them() {
             assert_eq!(rank.rank, number);
             assert_eq!(rank.stage, steps[0].plan.mesh.coord(number).get(Axis::Pp));
             let programs = steps.each_ref().map(|s| s.program(rank.stage, &Chooser::Policy, false).unwrap());
-            let memory = RankMemory::of(&[(&steps[0].plan, &programs[0]), (&steps[1].plan, &programs[1])]);
+            let memory = RankMemory::of(&[(&steps[0].plan, &programs[0]), (&steps[1].plan, &programs[1])], 1);
             assert_eq!(rank.arena_bytes, memory.arena_bytes() as u64, "{layout}");
             assert_eq!(rank.parameters_bytes + rank.optimizer_bytes, memory.state_bytes as u64, "{layout}");
             let parts = rank.parameters_bytes

@@ -1,0 +1,148 @@
+//! The innermost loops over packed panels: one register tile after another. No packing and no threads here.
+
+use crate::cpu::InstructionSet;
+use crate::float::Float;
+use pulp::{Simd, WithSimd};
+
+/// Rows and columns of a register tile: of a's panels and of b's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+/// Elements of the largest tile.
+const LARGEST: usize = 8 * 48;
+
+impl Shape {
+    /// The tile whose sums, with one row of b and an element of a, fill the registers of the instruction set.
+    pub(super) const fn of<T: Float>(set: InstructionSet) -> Shape {
+        match set {
+            InstructionSet::Scalar => Shape { rows: 4, columns: 8 },
+            InstructionSet::Avx2 => Shape { rows: 4, columns: 3 * (32 / size_of::<T>()) },
+            InstructionSet::Avx512 | InstructionSet::Amx => {
+                Shape { rows: 8, columns: 3 * (64 / size_of::<T>()) }
+            }
+        }
+    }
+}
+
+/// `c = a b`, or `c += a b` with `add`, of packed panels.
+pub(super) struct Multiply<'a, T: Float> {
+    pub(super) shape: Shape,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) depth: usize,
+    /// Panels of `shape.rows` rows, the last padded.
+    pub(super) a: &'a [T],
+    /// Panels of `shape.columns` columns, the last padded.
+    pub(super) b: &'a [T],
+    /// Row-major; `rows` rows of `columns` elements are written.
+    pub(super) c: *mut T,
+    pub(super) c_stride: usize,
+    pub(super) add: bool,
+}
+
+impl<T: Float> WithSimd for Multiply<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if S::IS_SCALAR {
+            self.run::<S, 4, 8>(simd);
+        } else if S::REGISTER_COUNT >= 32 {
+            self.run::<S, 8, 3>(simd);
+        } else {
+            self.run::<S, 4, 3>(simd);
+        }
+    }
+}
+
+impl<T: Float> Multiply<'_, T> {
+    /// Tiles of H rows and W vectors. A panel of b stays in the first cache while all of a passes.
+    #[inline(always)]
+    fn run<S: Simd, const H: usize, const W: usize>(self, simd: S) {
+        let Multiply { shape, rows, columns, depth, a, b, c, c_stride, add } = self;
+        let width = W * (size_of::<T::Vector<S>>() / size_of::<T>());
+        assert_eq!(shape, Shape { rows: H, columns: width });
+        let (a_panels, b_panels) = (a.chunks_exact(H * depth), b.chunks_exact(width * depth));
+        assert!(a_panels.len() >= rows.div_ceil(H) && b_panels.len() >= columns.div_ceil(width));
+        for (column, b) in (0..columns).step_by(width).zip(b_panels) {
+            for (row, a) in (0..rows).step_by(H).zip(a_panels.clone()) {
+                let (height, valid) = (H.min(rows - row), width.min(columns - column));
+                // SAFETY: the panels hold H and `width` elements for each of `depth` steps. A full tile lies
+                // inside the rows and columns that the maker of `self` vouches for; of another, only the part
+                // inside is copied there.
+                unsafe {
+                    let c = c.add(row * c_stride + column);
+                    if height == H && valid == width {
+                        tile::<T, S, H, W>(simd, depth, a.as_ptr(), b.as_ptr(), c, c_stride, add);
+                    } else {
+                        let mut whole = [T::ZERO; LARGEST];
+                        tile::<T, S, H, W>(
+                            simd,
+                            depth,
+                            a.as_ptr(),
+                            b.as_ptr(),
+                            whole.as_mut_ptr(),
+                            width,
+                            false,
+                        );
+                        for i in 0..height {
+                            for j in 0..valid {
+                                let c = c.add(i * c_stride + j);
+                                let sum = whole[i * width + j];
+                                *c = if add { *c + sum } else { sum };
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One register tile of H rows and W vectors of columns.
+///
+/// # Safety
+/// `a` holds `depth * H` elements, `b` as many rows of W vectors; c has H rows of W vectors, `c_stride` elements
+/// apart, that nothing else reads or writes meanwhile.
+#[inline(always)]
+unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
+    simd: S,
+    depth: usize,
+    mut a: *const T,
+    b: *const T,
+    c: *mut T,
+    c_stride: usize,
+    add: bool,
+) {
+    let zero = T::splat(simd, T::ZERO);
+    let mut sums = [[zero; W]; H];
+    let mut b = b.cast::<[T::Vector<S>; W]>();
+    for _ in 0..depth {
+        // SAFETY: both advance by one of `depth` steps; vectors are plain elements, here read unaligned.
+        unsafe {
+            let row = b.read_unaligned();
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let a = T::splat(simd, *a.add(i));
+                for (sum, &b) in sums.iter_mut().zip(&row) {
+                    *sum = T::mul_add_vectors(simd, a, b, *sum);
+                }
+            }
+            (a, b) = (a.add(H), b.add(1));
+        }
+    }
+    for (i, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: i < H, and the caller vouches for H rows of c.
+        unsafe {
+            let c = c.add(i * c_stride).cast::<[T::Vector<S>; W]>();
+            if add {
+                for (sum, c) in sums.iter_mut().zip(c.read_unaligned()) {
+                    *sum = T::add_vectors(simd, c, *sum);
+                }
+            }
+            c.write_unaligned(*sums);
+        }
+    }
+}

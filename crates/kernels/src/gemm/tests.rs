@@ -1,0 +1,188 @@
+//! Products of every instruction set and type against sums in f64.
+
+use super::*;
+use crate::cpu::InstructionSet;
+use crate::float::Float;
+use crate::testing::random;
+use half::{bf16, f16};
+use proptest::prelude::*;
+
+/// Memory aligned as scratch must be.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code, reason = "read through a cast")] [u8; 64]);
+
+/// `bytes` of scratch in which every float of every type is NaN.
+pub(super) struct Scratch(Vec<Line>, usize);
+
+impl Scratch {
+    pub(super) fn new(bytes: usize) -> Scratch {
+        Scratch(vec![Line([0xff; 64]); bytes.div_ceil(64)], bytes)
+    }
+
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the lines are plain bytes, of which there are at least as many.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.1) }
+    }
+}
+
+/// One processor per instruction set of this machine and number of threads.
+fn cpus() -> Vec<Cpu> {
+    let (available, missing): (Vec<_>, Vec<_>) =
+        InstructionSet::ALL.into_iter().partition(|set| set.is_available());
+    if !missing.is_empty() {
+        eprintln!("skipped, for this machine has none: {missing:?}");
+    }
+    let cpu = |set| [1, 3].map(|threads| Cpu::new(threads, set).unwrap());
+    available.into_iter().flat_map(cpu).collect()
+}
+
+fn narrow<S: Storage>(values: Vec<f64>) -> Vec<S> {
+    values.into_iter().map(|x| S::narrow(S::Wide::from_f64(x))).collect()
+}
+
+fn value<S: Storage>(x: S) -> f64 {
+    x.widen().to_f64()
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    m: usize,
+    n: usize,
+    k: usize,
+    trans_a: bool,
+    trans_b: bool,
+    accumulate: bool,
+    /// Elements before the first of each matrix, so that none is aligned.
+    offset: usize,
+}
+
+fn cases(largest: usize) -> impl Strategy<Value = Case> {
+    (0..largest, 0..largest, 0..largest, any::<[bool; 3]>(), 0usize..5).prop_map(
+        |(m, n, k, [trans_a, trans_b, accumulate], offset)| Case {
+            m,
+            n,
+            k,
+            trans_a,
+            trans_b,
+            accumulate,
+            offset,
+        },
+    )
+}
+
+/// `epsilon`: what rounding the result may cost, relative; the sums themselves are allowed `sum_epsilon` of the
+/// sum of magnitudes.
+fn check<S: Storage, C: Storage<Wide = S::Wide>>(cpu: &Cpu, case: Case, sum_epsilon: f64, epsilon: f64) {
+    let Case { m, n, k, trans_a, trans_b, accumulate, offset } = case;
+    let a: Vec<S> = narrow(random(1, offset + m * k));
+    let b: Vec<S> = narrow(random(2, offset + k * n));
+    let before: Vec<C> =
+        if accumulate { narrow(random(3, offset + m * n)) } else { narrow(vec![f64::NAN; offset + m * n]) };
+    let mut scratch = Scratch::new(gemm_scratch_bytes::<S>(cpu.threads(), m, n, k));
+    let mut run = || {
+        let mut c = before.clone();
+        let (a, b, c_part) = (&a[offset..], &b[offset..], &mut c[offset..]);
+        scratch.bytes().fill(0xff);
+        gemm(cpu, m, n, k, a, trans_a, b, trans_b, c_part, accumulate, scratch.bytes());
+        c
+    };
+    let c = run();
+    let again = run();
+    for i in 0..m {
+        for j in 0..n {
+            let at = offset + i * n + j;
+            let start = if accumulate { value(before[at]) } else { 0.0 };
+            let terms = (0..k).map(|p| {
+                let x = a[offset + if trans_a { p * m + i } else { i * k + p }];
+                let y = b[offset + if trans_b { j * k + p } else { p * n + j }];
+                value(x) * value(y)
+            });
+            let (sum, magnitude) =
+                terms.fold((start, start.abs()), |(sum, all), term| (sum + term, all + term.abs()));
+            let error = (value(c[at]) - sum).abs();
+            let allowed = sum_epsilon * magnitude + epsilon * sum.abs();
+            let set = cpu.instruction_set();
+            assert!(error <= allowed, "{case:?} on {set}: ({i}, {j}) is {}, not {sum}", value(c[at]));
+            assert_eq!(
+                value(c[at]),
+                value(again[at]),
+                "{case:?} on {set}: ({i}, {j}) differs from run to run"
+            );
+        }
+    }
+    // What lies before c is not c's.
+    assert!(c[..offset].iter().zip(&before).all(|(x, y)| x == y || value(*x).is_nan()));
+}
+
+fn check_types(cpu: &Cpu, case: Case) {
+    check::<f64, f64>(cpu, case, 1e-14, 0.0);
+    check::<f32, f32>(cpu, case, 1e-5, 0.0);
+    check::<f32, bf16>(cpu, case, 1e-5, 1.0 / 256.0);
+    check::<bf16, f32>(cpu, case, 1e-5, 0.0);
+    check::<bf16, bf16>(cpu, case, 1e-5, 1.0 / 256.0);
+    check::<f16, f32>(cpu, case, 1e-5, 0.0);
+    check::<f16, f16>(cpu, case, 1e-5, 1.0 / 2048.0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn agrees_with_the_definition(case in cases(80)) {
+        cpus().iter().for_each(|cpu| check_types(cpu, case));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4))]
+    #[test]
+    fn agrees_when_one_extent_takes_several_blocks(case in cases(20), long in 0usize..3) {
+        let mut case = case;
+        *[&mut case.m, &mut case.n, &mut case.k][long] += 1500;
+        cpus().iter().for_each(|cpu| check_types(cpu, case));
+    }
+}
+
+#[test]
+fn agrees_when_every_extent_takes_several_blocks() {
+    for (trans_a, trans_b, accumulate) in [(false, false, true), (false, true, false), (true, false, true)] {
+        let case = Case { m: 203, n: 131, k: 1041, trans_a, trans_b, accumulate, offset: 1 };
+        cpus().iter().for_each(|cpu| check_types(cpu, case));
+    }
+}
+
+/// A NaN or infinity in row 5 of a and in column 7 of b reaches that row and that column, and nothing else.
+fn check_propagation<S: Storage, C: Storage<Wide = S::Wide>>(cpu: &Cpu, bad: f64) {
+    let (m, n, k) = (37, 53, 41);
+    let a_of = |i: usize, p: usize| if (i, p) == (5, 40) { bad } else { 1.0 + (i + p) as f64 };
+    let b_of = |p: usize, j: usize| if (p, j) == (39, 7) { bad } else { 1.0 + (p * j) as f64 };
+    let a: Vec<S> = narrow((0..m * k).map(|at| a_of(at / k, at % k)).collect());
+    let b: Vec<S> = narrow((0..k * n).map(|at| b_of(at / n, at % n)).collect());
+    let mut c: Vec<C> = vec![C::default(); m * n];
+    let mut scratch = Scratch::new(gemm_scratch_bytes::<S>(cpu.threads(), m, n, k));
+    gemm(cpu, m, n, k, &a, false, &b, false, &mut c, false, scratch.bytes());
+    for (at, &x) in c.iter().enumerate() {
+        let (x, reached) = (value(x), at / n == 5 || at % n == 7);
+        let expected = if !reached { x.is_finite() } else { x.is_nan() && bad.is_nan() || x == bad };
+        assert!(expected, "{bad} on {}: element {at} is {x}", cpu.instruction_set());
+    }
+}
+
+#[test]
+fn nan_and_infinity_propagate() {
+    for cpu in &cpus() {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            check_propagation::<f64, f64>(cpu, bad);
+            check_propagation::<f32, f32>(cpu, bad);
+            check_propagation::<bf16, f32>(cpu, bad);
+            check_propagation::<bf16, bf16>(cpu, bad);
+            check_propagation::<f16, f32>(cpu, bad);
+        }
+    }
+}
+
+#[test]
+fn needs_no_scratch_for_nothing() {
+    assert_eq!(gemm_scratch_bytes::<f32>(4, 0, 7, 7), 0);
+    assert_eq!(gemm_scratch_bytes::<bf16>(4, 7, 7, 0), 0);
+}

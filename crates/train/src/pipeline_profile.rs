@@ -1,0 +1,186 @@
+//! A pipeline's executed schedule in virtual time, action by action, beside what the simulator makes of the same
+//! schedule. Measures; prints nothing.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use mesh::Axis;
+use plan::{Chooser, Instruction, Phase, Program};
+use runtime::{Executor, Sample, StepInput};
+use schedule::{Action, Kind, Schedule, Timeline};
+
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::synthetic::Synthetic;
+use crate::virtual_clock::{Links, Passage, RankClock, VirtualWorld};
+use crate::{assemble, ranks};
+
+/// One action as a rank executed it, in virtual seconds since the step's first microbatch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Executed {
+    /// The action.
+    pub action: Action,
+    /// When the rank was free and all values had arrived.
+    pub start: f64,
+    /// When its value left, or when it was done if nobody on another rank wants one.
+    pub end: f64,
+}
+
+/// One step of every pipeline rank.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Actions of each pipeline rank (of its first rank, where there are several).
+    pub ranks: Vec<Vec<Executed>>,
+}
+
+impl Step {
+    /// From the first start to the last end.
+    pub fn makespan(&self) -> f64 {
+        self.ranks.iter().flatten().map(|e| e.end).fold(0.0, f64::max)
+    }
+
+    /// Time that an action took on its rank.
+    pub fn durations(&self) -> HashMap<Action, f64> {
+        self.ranks.iter().flatten().map(|e| (e.action, e.end - e.start)).collect()
+    }
+}
+
+/// A run of some steps in virtual time.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// The schedule that ran.
+    pub schedule: Schedule,
+    /// Seconds of one message between pipeline ranks.
+    pub message_seconds: f64,
+    /// Steps, warm-up left out.
+    pub steps: Vec<Step>,
+}
+
+impl Profile {
+    /// The simulator's timeline, given the times that one executed step took.
+    ///
+    /// # Errors
+    /// The simulator's.
+    pub fn simulate(&self, durations: &HashMap<Action, f64>) -> Result<Timeline, TrainError> {
+        // Executed one after the other, whatever the schedule would overlap.
+        let schedule = Schedule { overlaps: vec![], ..self.schedule.clone() };
+        let duration = |_: usize, action: Action| durations.get(&action).copied().unwrap_or(0.0);
+        Ok(schedule
+            .simulate_by(duration, |_, _| self.message_seconds, false)
+            .map_err(plan::PlanError::from)?)
+    }
+
+    /// Median times of each stage and kind over all steps and microbatches: what a planner would know beforehand.
+    pub fn typical(&self) -> HashMap<Action, f64> {
+        let mut seen: HashMap<(Kind, usize), Vec<f64>> = HashMap::new();
+        for executed in self.steps.iter().flat_map(|s| s.ranks.iter().flatten()) {
+            let Action { kind, stage, .. } = executed.action;
+            seen.entry((kind, stage)).or_default().push(executed.end - executed.start);
+        }
+        for times in seen.values_mut() {
+            times.sort_by(f64::total_cmp);
+        }
+        let actions = self.schedule.ranks.iter().flatten();
+        actions
+            .map(|action| {
+                let times = &seen[&(action.kind, action.stage)];
+                (*action, times[times.len() / 2])
+            })
+            .collect()
+    }
+}
+
+/// Trains `steps` steps (after one to warm up) on synthetic batches in virtual time.
+///
+/// # Errors
+/// Whatever the layout cannot do.
+pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, TrainError> {
+    let decoder = assemble::decoder(config, None)?;
+    let stepper = assemble::training(config, &decoder)?;
+    let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
+    let world = VirtualWorld::new(links);
+    let by_rank = ranks::run(stepper.plan.mesh.world_size(), deadline, |inner| {
+        let coord = stepper.plan.mesh.coord(inner.rank());
+        let programs = vec![stepper.shared(coord.get(Axis::Pp), &Chooser::Policy, false)?];
+        let program = programs[0].1.clone();
+        let (communicator, clock) = world.join(inner);
+        let mut executor = Executor::new(communicator, programs, assemble::cpu(config)?, None)?;
+        executor.initialise(&stepper.graph, config.train.seed)?;
+        let mut rank_steps = Vec::new();
+        for number in 1..=steps as u64 + 1 {
+            let mut batch =
+                Synthetic { seed: config.train.seed, step: number, vocab_size: decoder.vocab_size };
+            let scalars = [("lr", config.train.lr), ("step", number as f64), ("loss_scale", 1.0)];
+            let input = StepInput { seed: config.train.seed, step: number, scalars: &scalars };
+            clock.take_passages();
+            let told = clock.clone();
+            executor.start_recording(0, Box::new(move || told.now()), count(&program));
+            executor.run(0, &mut batch, &input)?;
+            let samples = executor.stop_recording();
+            rank_steps.push(executed(&program, &samples, &clock.take_passages()));
+        }
+        drop::<std::sync::Arc<RankClock>>(clock);
+        let first_of_its_stage = Axis::SPACE.into_iter().all(|a| a == Axis::Pp || coord.get(a) == 0);
+        Ok(first_of_its_stage.then_some(rank_steps))
+    })?;
+    let by_stage: Vec<Vec<Vec<Executed>>> = by_rank.into_iter().flatten().collect();
+    let steps =
+        (1..=steps).map(|i| Step { ranks: by_stage.iter().map(|r| r[i].clone()).collect() }).collect();
+    let message = stepper.program(0, &Chooser::Policy, false)?;
+    let message_bytes = message.blocks.iter().flat_map(|b| &b.instructions).find_map(|i| match i {
+        Instruction::Send { input, .. } | Instruction::Recv { output: input, .. } => {
+            let buffer = message.buffer(*input);
+            Some(buffer.len * buffer.dtype.size_bytes())
+        }
+        _ => None,
+    });
+    let message_seconds = message_bytes.map_or(0.0, |bytes| links.message_seconds(bytes));
+    Ok(Profile { schedule: stepper.plan.schedule.clone(), message_seconds, steps })
+}
+
+/// Instructions of a step.
+fn count(program: &Program) -> usize {
+    let of_rank = program.blocks.iter().filter(|b| b.stage.is_none()).map(|b| b.instructions.len());
+    let of_actions = program.actions.iter().flat_map(|(a, _)| program.blocks_of(a));
+    of_rank.sum::<usize>() + of_actions.map(|b| program.blocks[b].instructions.len()).sum::<usize>()
+}
+
+/// Actions in time, from the samples of a step's instructions and the ends of its messages.
+///
+/// An action begins when its rank is free and its values are there, and ends when its own value leaves: what a rank
+/// does between two actions belongs to the second.
+fn executed(program: &Program, samples: &[Sample], passages: &[Passage]) -> Vec<Executed> {
+    let begin = program.blocks.iter().position(|b| b.stage.is_none() && b.phase == Phase::Begin);
+    let mut samples = samples.iter().filter(|s| Some(s.block) != begin);
+    // Ranks lined up after what they began with, before the first microbatch.
+    let is_start = |i: &&Instruction| matches!(i, Instruction::Start { .. });
+    let before = begin.map_or(0, |b| program.blocks[b].instructions.iter().filter(is_start).count());
+    let mut meetings =
+        passages.iter().filter_map(|p| if let Passage::Met(at) = p { Some(*at) } else { None });
+    let origin = meetings.nth(before).unwrap_or(0.0);
+    let mut passages = passages.iter().filter(|p| !matches!(p, Passage::Met(_)));
+    let mut free = origin;
+    let mut all = Vec::new();
+    for (action, _) in &program.actions {
+        let (mut start, mut sent, mut last) = (free, None, free);
+        for block in program.blocks_of(action) {
+            for instruction in &program.blocks[block].instructions {
+                let Some(sample) = samples.next() else { break };
+                last = sample.end_seconds;
+                let passage = match instruction {
+                    Instruction::Send { .. } | Instruction::Recv { .. } => passages.next(),
+                    _ => None,
+                };
+                match passage {
+                    Some(Passage::Arrived(at)) => start = start.max(*at),
+                    Some(Passage::Sent(at)) => sent = sent.or(Some(*at)),
+                    Some(Passage::Met(_)) | None => {}
+                }
+            }
+        }
+        let end = sent.unwrap_or(last);
+        all.push(Executed { action: *action, start: start - origin, end: end - origin });
+        free = end;
+    }
+    all
+}
