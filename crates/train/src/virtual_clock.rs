@@ -263,7 +263,10 @@ impl Communicator for Clocked {
 
     fn send<'a>(&self, data: Region<'a>, to: usize, tag: u64) -> Result<Pending<'a>, CommError> {
         let now = self.clock.pause();
-        let arrival = now + self.clock.world.links.message_seconds(data.len_bytes());
+        // Two stages of one rank pass values without a link.
+        let is_own = to == self.rank();
+        let seconds = if is_own { 0.0 } else { self.clock.world.links.message_seconds(data.len_bytes()) };
+        let arrival = now + seconds;
         let key = self.post(self.rank(), to, tag);
         lock(&self.clock.world.posts).entry(key).or_default().push_back(arrival);
         lock(&self.clock.state).passages.push(Passage::Sent(now));

@@ -6,3 +6,4 @@ mod mutants;
 mod parity;
 mod random_legal;
 mod schedules;
+mod virtual_clock;
