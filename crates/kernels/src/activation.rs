@@ -115,7 +115,7 @@ pub fn swiglu_backward<S: Storage>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_close, dot, finite_difference, poisoned, random};
+    use crate::testing::{assert_close, dot, finite_difference, poisoned, random, scalar};
     use proptest::prelude::*;
 
     fn run<T: Float>(f: impl Fn(&mut [T]), len: usize) -> Vec<T> {
@@ -139,23 +139,23 @@ mod tests {
             let expected: Vec<f64> = x.iter().map(|x| {
                 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
             }).collect();
-            assert_close(&run(|o| gelu(&Cpu::single(), &x, o), len), &expected, 1e-14);
-            assert_close(&run(|o| gelu(&Cpu::single(), &x32, o), len), &expected, 2e-6);
-            let slope = finite_difference(&x, |x| dot(&run(|o| gelu(&Cpu::single(), x, o), len), &d));
-            assert_close(&run(|o| gelu_backward(&Cpu::single(), &x, &d, o), len), &slope, 1e-7);
-            assert_close(&run(|o| gelu_backward(&Cpu::single(), &x32, &d32, o), len), &slope, 1e-5);
+            assert_close(&run(|o| gelu(&scalar(), &x, o), len), &expected, 1e-14);
+            assert_close(&run(|o| gelu(&scalar(), &x32, o), len), &expected, 2e-6);
+            let slope = finite_difference(&x, |x| dot(&run(|o| gelu(&scalar(), x, o), len), &d));
+            assert_close(&run(|o| gelu_backward(&scalar(), &x, &d, o), len), &slope, 1e-7);
+            assert_close(&run(|o| gelu_backward(&scalar(), &x32, &d32, o), len), &slope, 1e-5);
 
             let expected: Vec<f64> = x.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            assert_close(&run(|o| swiglu(&Cpu::single(), &x, &up, o), len), &expected, 1e-14);
-            assert_close(&run(|o| swiglu(&Cpu::single(), &x32, &up32, o), len), &expected, 5e-6);
-            let by_gate = finite_difference(&x, |x| dot(&run(|o| swiglu(&Cpu::single(), x, &up, o), len), &d));
-            let by_up = finite_difference(&up, |u| dot(&run(|o| swiglu(&Cpu::single(), &x, u, o), len), &d));
+            assert_close(&run(|o| swiglu(&scalar(), &x, &up, o), len), &expected, 1e-14);
+            assert_close(&run(|o| swiglu(&scalar(), &x32, &up32, o), len), &expected, 5e-6);
+            let by_gate = finite_difference(&x, |x| dot(&run(|o| swiglu(&scalar(), x, &up, o), len), &d));
+            let by_up = finite_difference(&up, |u| dot(&run(|o| swiglu(&scalar(), &x, u, o), len), &d));
             let (mut dgate, mut dup) = (poisoned::<f64>(len), poisoned::<f64>(len));
-            swiglu_backward(&Cpu::single(), &x, &up, &d, &mut dgate, &mut dup);
+            swiglu_backward(&scalar(), &x, &up, &d, &mut dgate, &mut dup);
             assert_close(&dgate, &by_gate, 1e-6);
             assert_close(&dup, &by_up, 1e-6);
             let (mut dgate, mut dup) = (poisoned::<f32>(len), poisoned::<f32>(len));
-            swiglu_backward(&Cpu::single(), &x32, &up32, &d32, &mut dgate, &mut dup);
+            swiglu_backward(&scalar(), &x32, &up32, &d32, &mut dgate, &mut dup);
             assert_close(&dgate, &by_gate, 2e-5);
             assert_close(&dup, &by_up, 2e-5);
         }
@@ -165,11 +165,11 @@ mod tests {
     fn large_inputs_saturate_and_nan_propagates() {
         let x = [-200.0_f32, 200.0, f32::NAN];
         let ones = [1.0; 3];
-        let y = run(|o| gelu(&Cpu::single(), &x, o), 3);
+        let y = run(|o| gelu(&scalar(), &x, o), 3);
         assert!(y[0] == 0.0 && y[1] == 200.0 && y[2].is_nan());
-        let y = run(|o| swiglu(&Cpu::single(), &x, &ones, o), 3);
+        let y = run(|o| swiglu(&scalar(), &x, &ones, o), 3);
         assert!(y[0] == 0.0 && y[1] == 200.0 && y[2].is_nan());
-        let y = run(|o| gelu_backward(&Cpu::single(), &x, &ones, o), 3);
+        let y = run(|o| gelu_backward(&scalar(), &x, &ones, o), 3);
         assert!(y[0] == 0.0 && y[1] == 1.0 && y[2].is_nan());
     }
 }

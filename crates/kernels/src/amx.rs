@@ -2,12 +2,13 @@
 
 use std::sync::OnceLock;
 
-/// Whether the processor has `amx-tile` and `amx-bf16` and the operating system let this process use them.
+/// Whether the processor has `amx-tile`, `amx-bf16` and `avx512-bf16` (which came before them, and rounds their
+/// sums), and the operating system lets this process use them.
 ///
 /// Permission is asked for once per process; later threads inherit it.
 pub(crate) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| has_tiles() && ask_permission())
+    *AVAILABLE.get_or_init(|| has_tiles() && is_x86_feature_detected!("avx512bf16") && ask_permission())
 }
 
 fn has_tiles() -> bool {

@@ -124,6 +124,17 @@ impl Cpu {
         min_part: usize,
         work: impl Fn(Range<usize>) + Send + Sync,
     ) {
+        self.split_dyn(len, unit, min_part, &work);
+    }
+
+    /// [`split`](Cpu::split), compiled once rather than once per kernel and type.
+    fn split_dyn(
+        &self,
+        len: usize,
+        unit: usize,
+        min_part: usize,
+        work: &(dyn Fn(Range<usize>) + Send + Sync),
+    ) {
         let parts = self.threads().min(len / min_part.max(1)).max(1);
         let Some(pool) = self.pool.as_ref().filter(|_| parts > 1) else {
             return work(0..len);
@@ -132,7 +143,6 @@ impl Cpu {
         pool.install(|| {
             rayon::scope(|scope| {
                 for start in (part..len).step_by(part) {
-                    let work = &work;
                     scope.spawn(move |_| work(start..(start + part).min(len)));
                 }
                 work(0..part.min(len));

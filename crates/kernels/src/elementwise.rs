@@ -87,7 +87,7 @@ pub fn cast<S: Storage>(cpu: &Cpu, from: &[S::Wide], into: &mut [S]) {
 mod tests {
     use super::*;
     use crate::float::Float;
-    use crate::testing::{poisoned, random};
+    use crate::testing::{poisoned, random, scalar};
     use proptest::prelude::*;
 
     fn check<T: Float>(rows: usize, inner: usize, skip: usize) {
@@ -97,12 +97,12 @@ mod tests {
         let (a, b) = (&a[skip..], &b[skip..]);
         let mut out = poisoned::<T>(len + skip);
         let out = &mut out[skip..];
-        add(&Cpu::single(), a, b, out);
+        add(&scalar(), a, b, out);
         assert!((0..len).all(|i| out[i] == a[i] + b[i]));
-        accumulate(&Cpu::single(), a, out);
+        accumulate(&scalar(), a, out);
         assert!((0..len).all(|i| out[i] == (a[i] + b[i]) + a[i]));
         let bias: Vec<T> = random(3, inner);
-        add_bias(&Cpu::single(), a, &bias, out);
+        add_bias(&scalar(), a, &bias, out);
         assert!((0..len).all(|i| out[i] == a[i] + bias[i % inner]));
     }
 

@@ -85,7 +85,7 @@ pub fn embedding_backward<S: Storage>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_close, dot, poisoned, random};
+    use crate::testing::{assert_close, dot, poisoned, random, scalar};
     use proptest::prelude::*;
 
     proptest! {
@@ -112,10 +112,10 @@ mod tests {
                 }
                 let local: Vec<f64> = mine.iter().flat_map(|&id| table[id * width..][..width].to_vec()).collect();
                 let mut out = poisoned(ids.len() * width);
-                embedding_forward(&Cpu::single(), &ids, &local_row, &local, width, &mut out);
+                embedding_forward(&scalar(), &ids, &local_row, &local, width, &mut out);
                 total.iter_mut().zip(&out).for_each(|(t, o)| *t += o);
                 let mut dtable = poisoned(local.len());
-                embedding_backward(&Cpu::single(), &ids, &local_row, &dy, width, &mut dtable);
+                embedding_backward(&scalar(), &ids, &local_row, &dy, width, &mut dtable);
                 inner += dot(&dtable, &local);
             }
             assert_close(&total, &expected, 0.0);

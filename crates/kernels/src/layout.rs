@@ -52,6 +52,7 @@ fn swap_leading<E: Copy + Send + Sync>(cpu: &Cpu, x: &[E], a: usize, b: usize, i
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::scalar;
     use proptest::prelude::*;
 
     proptest! {
@@ -59,7 +60,7 @@ mod tests {
         fn pack_moves_the_digit_and_unpack_undoes_it(outer in 0usize..5, n in 0usize..5, inner in 0usize..4) {
             let x: Vec<i32> = (0..(outer * n * inner) as i32).collect();
             let mut packed = vec![-1; x.len()];
-            pack(&Cpu::single(), &x, outer, n, inner, &mut packed);
+            pack(&scalar(), &x, outer, n, inner, &mut packed);
             for o in 0..outer {
                 for j in 0..n {
                     for i in 0..inner {
@@ -68,7 +69,7 @@ mod tests {
                 }
             }
             let mut back = vec![-1; x.len()];
-            unpack(&Cpu::single(), &packed, outer, n, inner, &mut back);
+            unpack(&scalar(), &packed, outer, n, inner, &mut back);
             prop_assert_eq!(back, x);
         }
     }

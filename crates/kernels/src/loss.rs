@@ -251,7 +251,7 @@ impl<'a> Columns<'a> {
 mod tests {
     use super::*;
     use crate::NOT_LOCAL;
-    use crate::testing::{assert_close, dot, finite_difference, poisoned, random};
+    use crate::testing::{assert_close, dot, finite_difference, poisoned, random, scalar};
     use proptest::prelude::*;
 
     /// One rank's columns: the table of global indices and its inverse.
@@ -310,24 +310,24 @@ mod tests {
         let mut max = vec![T::NEG_INFINITY; rows];
         for (index, _, local) in &shards {
             let mut part = poisoned::<T>(rows);
-            row_max(&Cpu::single(), local, index, vocab, &mut part);
+            row_max(&scalar(), local, index, vocab, &mut part);
             max.iter_mut().zip(&part).for_each(|(m, &p)| *m = p.max(*m));
         }
         let (mut sum, mut target) = (vec![T::ZERO; rows], vec![T::ZERO; rows]);
         for (index, local_row, local) in &shards {
             let (mut s, mut t) = (poisoned::<T>(rows), poisoned::<T>(rows));
-            sum_exp(&Cpu::single(), local, &max, targets, local_row, index, vocab, &mut s, &mut t);
+            sum_exp(&scalar(), local, &max, targets, local_row, index, vocab, &mut s, &mut t);
             sum.iter_mut().zip(&s).for_each(|(a, &b)| *a += b);
             target.iter_mut().zip(&t).for_each(|(a, &b)| *a += b);
         }
         let mut nll = poisoned::<T>(rows);
-        token_loss(&Cpu::single(), &max, &sum, &target, &weights, &mut nll);
+        token_loss(&scalar(), &max, &sum, &target, &weights, &mut nll);
         let (mut ds, mut dt) = (poisoned::<T>(rows), poisoned::<T>(rows));
-        token_loss_backward(&Cpu::single(), &sum, &weights, &d_nll, &mut ds, &mut dt);
+        token_loss_backward(&scalar(), &sum, &weights, &d_nll, &mut ds, &mut dt);
         let mut gradient = vec![0.0; rows * vocab];
         for (index, local_row, local) in &shards {
             let mut d = poisoned::<T>(local.len());
-            sum_exp_backward(&Cpu::single(), local, &max, targets, local_row, index, vocab, &ds, &dt, &mut d);
+            sum_exp_backward(&scalar(), local, &max, targets, local_row, index, vocab, &ds, &dt, &mut d);
             for row in 0..rows {
                 for (column, &i) in index.iter().enumerate() {
                     let value = d[row * index.len() + column].to_f64();
@@ -378,10 +378,10 @@ mod tests {
     #[test]
     fn a_shard_of_padding_alone_adds_nothing() {
         let (mut max, mut sum, mut target) = ([f32::NAN], [f32::NAN], [f32::NAN]);
-        row_max(&Cpu::single(), &[5.0_f32, 6.0], &[7, 8], 7, &mut max);
+        row_max(&scalar(), &[5.0_f32, 6.0], &[7, 8], 7, &mut max);
         assert_eq!(max, [f32::NEG_INFINITY]);
         let local_row = [NOT_LOCAL; 7];
-        sum_exp(&Cpu::single(), &[5.0_f32, 6.0], &[1.0], &[2], &local_row, &[7, 8], 7, &mut sum, &mut target);
+        sum_exp(&scalar(), &[5.0_f32, 6.0], &[1.0], &[2], &local_row, &[7, 8], 7, &mut sum, &mut target);
         assert_eq!((sum, target), ([0.0], [0.0]));
     }
 }

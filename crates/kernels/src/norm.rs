@@ -298,7 +298,7 @@ fn check_rows<T>(x: &[T], width: usize, other: &[T]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_close, dot, finite_difference, poisoned, random};
+    use crate::testing::{assert_close, dot, finite_difference, poisoned, random, scalar};
     use proptest::prelude::*;
 
     fn reference(kind: NormKind, eps: f64, x: &[f64], gamma: &[f64], beta: Option<&[f64]>) -> Vec<f64> {
@@ -326,17 +326,17 @@ mod tests {
         let beta64 = with_beta.then_some(&beta64[..]);
 
         let mut y = poisoned::<T>(x.len());
-        norm_forward(&Cpu::single(), kind, eps, &x, &gamma, with_beta.then_some(&beta[..]), &mut y);
+        norm_forward(&scalar(), kind, eps, &x, &gamma, with_beta.then_some(&beta[..]), &mut y);
         assert_close(&y, &reference(kind, eps, &x64, &gamma64, beta64), tolerance);
 
         let by_x = finite_difference(&x64, |x| dot(&reference(kind, eps, x, &gamma64, None), &dy64));
         let mut dx = poisoned::<T>(x.len());
-        norm_backward_input(&Cpu::single(), kind, eps, &x, &gamma, &dy, &mut dx);
+        norm_backward_input(&scalar(), kind, eps, &x, &gamma, &dy, &mut dx);
         assert_close(&dx, &by_x, tolerance.max(2e-6));
 
         let by_gamma = finite_difference(&gamma64, |g| dot(&reference(kind, eps, &x64, g, None), &dy64));
         let mut dgamma = poisoned::<T>(width);
-        norm_backward_weight(&Cpu::single(), kind, eps, &x, &dy, &mut dgamma);
+        norm_backward_weight(&scalar(), kind, eps, &x, &dy, &mut dgamma);
         assert_close(&dgamma, &by_gamma, tolerance.max(2e-6));
     }
 
@@ -365,7 +365,7 @@ mod tests {
             }
         }
         let mut dgamma = poisoned::<f32>(width);
-        norm_backward_weight(&Cpu::single(), NormKind::Rms, 0.0, &x, &dy, &mut dgamma);
+        norm_backward_weight(&scalar(), NormKind::Rms, 0.0, &x, &dy, &mut dgamma);
         assert_close(&dgamma, &expected, 1e-5);
     }
 
@@ -376,7 +376,7 @@ mod tests {
         let gamma = vec![1.0_f32; 20];
         for kind in [NormKind::Layer, NormKind::Rms] {
             let mut y = poisoned(60);
-            norm_forward(&Cpu::single(), kind, 1e-5, &x, &gamma, None, &mut y);
+            norm_forward(&scalar(), kind, 1e-5, &x, &gamma, None, &mut y);
             assert!(y.iter().enumerate().all(|(i, y)| y.is_nan() == (i / 20 == 1)));
         }
     }

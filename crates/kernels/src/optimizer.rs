@@ -111,7 +111,6 @@ pub fn adam_with_copy<S: Storage>(
         ((p, copy), (m, v)),
         #[inline(always)]
         |part, ((p, copy), (m, v))| {
-            let scalars = scalars;
             let moments = m.iter_mut().zip(v);
             let state = p.iter_mut().zip(&g[part]).zip(moments);
             match copy {
@@ -184,7 +183,6 @@ pub fn sgd_with_copy<S: Storage>(
         ((p, velocity), copy),
         #[inline(always)]
         |part, ((p, velocity), copy)| {
-            let (lr, decay, momentum, grad_scale) = (lr, decay, momentum, grad_scale);
             let state = p.iter_mut().zip(&g[part]);
             match velocity {
                 None => {
@@ -213,7 +211,7 @@ pub fn sgd_with_copy<S: Storage>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_close, random};
+    use crate::testing::{assert_close, random, scalar};
     use proptest::prelude::*;
 
     fn adam_step(t: i32, l2: bool) -> AdamStep {
@@ -251,7 +249,7 @@ mod tests {
                 expected[i] -= 1e-2 * m / (v.sqrt() + 1e-8);
             }
             let scale = T::from_f64(0.5);
-            adam_in_place(&Cpu::single(), &step, scale, &mut p, &g, &mut m, &mut v);
+            adam_in_place(&scalar(), &step, scale, &mut p, &g, &mut m, &mut v);
         }
         assert_close(&p, &expected, tolerance);
     }
@@ -277,7 +275,7 @@ mod tests {
                     buffer[i] = momentum * buffer[i] + g;
                     expected[i] -= 0.1 * if nesterov { g + momentum * buffer[i] } else { buffer[i] };
                 }
-                sgd_in_place(&Cpu::single(), &step, 2.0, &mut p, &g, &mut velocity);
+                sgd_in_place(&scalar(), &step, 2.0, &mut p, &g, &mut velocity);
             }
             assert_close(&p, &expected, 1e-13);
         }
@@ -286,7 +284,7 @@ mod tests {
     #[test]
     fn nan_gradients_reach_parameters() {
         let (mut p, mut m, mut v) = ([1.0_f32; 2], [0.0; 2], [0.0; 2]);
-        adam_in_place(&Cpu::single(), &adam_step(1, false), 1.0, &mut p, &[f32::NAN, 1.0], &mut m, &mut v);
+        adam_in_place(&scalar(), &adam_step(1, false), 1.0, &mut p, &[f32::NAN, 1.0], &mut m, &mut v);
         assert!(p[0].is_nan() && p[1].is_finite());
     }
 }

@@ -5,12 +5,12 @@ use pulp::{Simd, WithSimd};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Elements of work bound by memory that pay for a second thread.
-pub(crate) const CHEAP: usize = 32 * 1024;
+/// Elements of work bound by memory that pay for a second thread. In tests small shapes are divided too.
+pub(crate) const CHEAP: usize = if cfg!(test) { 40 } else { 32 * 1024 };
 /// Elements that pay for it where each costs an exponential or so.
-pub(crate) const COSTLY: usize = 4 * 1024;
+pub(crate) const COSTLY: usize = if cfg!(test) { 20 } else { 4 * 1024 };
 /// Elements that parts are whole multiples of: no cache line is written by two threads.
-pub(crate) const LINE: usize = 64;
+pub(crate) const LINE: usize = if cfg!(test) { 5 } else { 64 };
 
 /// Rows of `width` elements that pay for a second thread.
 pub(crate) fn min_rows(min_elements: usize, width: usize) -> usize {

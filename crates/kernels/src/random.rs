@@ -251,6 +251,7 @@ pub fn dropout<S: Storage>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::scalar;
     use proptest::prelude::*;
 
     #[test]
@@ -307,7 +308,7 @@ mod tests {
             let x = vec![1.0_f32; rows * width];
             let all: Vec<u32> = (0..width as u32).collect();
             let mut whole = vec![f32::NAN; x.len()];
-            dropout(&Cpu::single(), &x, &mut whole, p, &key, |r| (r * width) as u64, &all);
+            dropout(&scalar(), &x, &mut whole, p, &key, |r| (r * width) as u64, &all);
             for (i, &y) in whole.iter().enumerate() {
                 let keep = f64::from(key.bits(i as u64)) >= (p * 4_294_967_296.0).floor();
                 prop_assert_eq!(y, if keep { (1.0 / (1.0 - p)) as f32 } else { 0.0 });
@@ -317,7 +318,7 @@ mod tests {
                 let mine: Vec<u32> = (shard as u32..width as u32).step_by(ways).collect();
                 let x = vec![1.0_f32; rows * mine.len()];
                 let mut part = vec![f32::NAN; x.len()];
-                dropout(&Cpu::single(), &x, &mut part, p, &key, |r| ((rows - 1 - r) * width) as u64, &mine);
+                dropout(&scalar(), &x, &mut part, p, &key, |r| ((rows - 1 - r) * width) as u64, &mine);
                 for r in 0..rows {
                     for (c, &column) in mine.iter().enumerate() {
                         prop_assert_eq!(part[r * mine.len() + c], whole[(rows - 1 - r) * width + column as usize]);
@@ -331,9 +332,9 @@ mod tests {
     fn certain_dropout_drops_all_even_nan() {
         let key = Key::new(0, 0, "all");
         let mut out = [1.0_f32; 4];
-        dropout(&Cpu::single(), &[f32::NAN, 1.0, 2.0, 3.0], &mut out, 1.0, &key, |_| 0, &[0, 1, 2, 3]);
+        dropout(&scalar(), &[f32::NAN, 1.0, 2.0, 3.0], &mut out, 1.0, &key, |_| 0, &[0, 1, 2, 3]);
         assert_eq!(out, [0.0; 4]);
-        dropout(&Cpu::single(), &[f32::NAN, 1.0, 2.0, 3.0], &mut out, 0.0, &key, |_| 0, &[0, 1, 2, 3]);
+        dropout(&scalar(), &[f32::NAN, 1.0, 2.0, 3.0], &mut out, 0.0, &key, |_| 0, &[0, 1, 2, 3]);
         assert!(out[0].is_nan() && out[1..] == [1.0, 2.0, 3.0]);
     }
 }

@@ -205,7 +205,7 @@ pub fn sum_squares<S: Storage>(cpu: &Cpu, x: &[S]) -> S::Wide {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_close, poisoned, random};
+    use crate::testing::{assert_close, poisoned, random, scalar};
     use proptest::prelude::*;
 
     fn check<T: Float>(outer: usize, reduced: usize, inner: usize, tolerance: f64) {
@@ -222,13 +222,13 @@ mod tests {
             }
         }
         let mut out = poisoned::<T>(outer * inner);
-        sum(&Cpu::single(), &x, outer, reduced, inner, &mut out);
+        sum(&scalar(), &x, outer, reduced, inner, &mut out);
         assert_close(&out, &plain, tolerance);
         let mut out = poisoned::<T>(outer * inner);
-        weighted_sum(&Cpu::single(), &x, &w, outer, reduced, inner, &mut out);
+        weighted_sum(&scalar(), &x, &w, outer, reduced, inner, &mut out);
         assert_close(&out, &weighted, tolerance);
         let squares: f64 = x.iter().map(|x| x.to_f64() * x.to_f64()).sum();
-        assert_close(&[sum_squares(&Cpu::single(), &x)], &[squares], tolerance);
+        assert_close(&[sum_squares(&scalar(), &x)], &[squares], tolerance);
     }
 
     proptest! {
@@ -248,10 +248,10 @@ mod tests {
     fn zero_weight_hides_nan_and_other_weights_show_it() {
         let x = [f32::NAN, 2.0];
         let mut out = poisoned(1);
-        weighted_sum(&Cpu::single(), &x, &[0.0, 3.0], 1, 2, 1, &mut out);
+        weighted_sum(&scalar(), &x, &[0.0, 3.0], 1, 2, 1, &mut out);
         assert_eq!(out, [6.0]);
-        weighted_sum(&Cpu::single(), &x, &[1.0, 3.0], 1, 2, 1, &mut out);
+        weighted_sum(&scalar(), &x, &[1.0, 3.0], 1, 2, 1, &mut out);
         assert!(out[0].is_nan());
-        assert!(sum_squares(&Cpu::single(), &x).is_nan());
+        assert!(sum_squares(&scalar(), &x).is_nan());
     }
 }

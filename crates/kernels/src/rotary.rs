@@ -92,7 +92,7 @@ fn rotate_pairs<S: Storage>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{assert_close, poisoned, random};
+    use crate::testing::{assert_close, poisoned, random, scalar};
     use proptest::prelude::*;
 
     fn check<T: Float>(positions: &[i32], heads: usize, half: usize, tolerance: f64) {
@@ -111,10 +111,10 @@ mod tests {
             }
         }
         let mut y = poisoned::<T>(x.len());
-        rotary(&Cpu::single(), &x, positions, heads, head_dim, theta, false, &mut y);
+        rotary(&scalar(), &x, positions, heads, head_dim, theta, false, &mut y);
         assert_close(&y, &expected, tolerance);
         let mut back = poisoned::<T>(x.len());
-        rotary(&Cpu::single(), &y, positions, heads, head_dim, theta, true, &mut back);
+        rotary(&scalar(), &y, positions, heads, head_dim, theta, true, &mut back);
         let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
         assert_close(&back, &x, tolerance);
     }

@@ -51,19 +51,19 @@ impl<S: Storage> Backward<'_, S> {
     #[inline(always)]
     fn run<V: Simd>(mut self, simd: V) {
         let shape = self.shape;
-        let width = shape.padded_head_dim();
-        let keys_len = shape.padded_keys() * width;
+        let (keys, row) = (shape.padded_keys(), shape.row_stride());
+        let transposed = keys / KEYS * shape.padded_head_dim() * KEY_STRIDE;
         let mut tiles = Tiles {
-            keys: self.scratch.take(keys_len),
-            keys_transposed: self.scratch.take(keys_len),
-            values_transposed: self.scratch.take(keys_len),
-            dk: self.scratch.take(keys_len),
-            dv: self.scratch.take(keys_len),
-            queries: self.scratch.take(QUERIES * width),
-            d_out: self.scratch.take(QUERIES * width),
-            dq: self.scratch.take(QUERIES * width),
-            weights: self.scratch.take(QUERIES * KEYS),
-            d_scores: self.scratch.take(QUERIES * KEYS),
+            keys: self.scratch.take(keys * row),
+            keys_transposed: self.scratch.take(transposed),
+            values_transposed: self.scratch.take(transposed),
+            dk: self.scratch.take(keys * row),
+            dv: self.scratch.take(keys * row),
+            queries: self.scratch.take(QUERIES * row),
+            d_out: self.scratch.take(QUERIES * row),
+            dq: self.scratch.take(QUERIES * row),
+            weights: self.scratch.take(QUERIES * KEY_STRIDE),
+            d_scores: self.scratch.take(QUERIES * KEY_STRIDE),
         };
         // Columns beyond head_dim are read as vector columns; they must stay finite.
         tiles.queries.fill(S::Wide::ZERO);
@@ -87,8 +87,8 @@ impl<S: Storage> Backward<'_, S> {
                 // SAFETY: rows of this head, which is this thread's, are written by it alone, one at a time.
                 let (dk, dv) =
                     unsafe { (self.dk.part(at..at + shape.head_dim), self.dv.part(at..at + shape.head_dim)) };
-                narrow_row(&tiles.dk[key * width..], S::Wide::ONE, dk);
-                narrow_row(&tiles.dv[key * width..], S::Wide::ONE, dv);
+                narrow_row(&tiles.dk[key * row..], S::Wide::ONE, dk);
+                narrow_row(&tiles.dv[key * row..], S::Wide::ONE, dv);
             }
         }
     }
@@ -105,7 +105,7 @@ impl<S: Storage> Backward<'_, S> {
         tiles: &mut Tiles<S::Wide>,
     ) {
         let shape = self.shape;
-        let (width, head_dim) = (shape.padded_head_dim(), shape.head_dim);
+        let (width, head_dim, stride) = (shape.padded_head_dim(), shape.head_dim, shape.row_stride());
         let rows = QUERIES.min(shape.q_len - first);
         let scale = S::Wide::from_f64(shape.scale);
         let mut lse = [S::Wide::ZERO; QUERIES];
@@ -116,10 +116,10 @@ impl<S: Storage> Backward<'_, S> {
             let range = row * head_dim..(row + 1) * head_dim;
             let q = &self.q[range.clone()];
             let (o, d_o) = (&self.o[range.clone()], &self.d_o[range]);
-            for (to, &q) in tiles.queries[i * width..].iter_mut().zip(q) {
+            for (to, &q) in tiles.queries[i * stride..].iter_mut().zip(q) {
                 *to = q.widen() * scale;
             }
-            widen_row(d_o, &mut tiles.d_out[i * width..][..head_dim]);
+            widen_row(d_o, &mut tiles.d_out[i * stride..][..head_dim]);
             delta[i] = S::Wide::from_f64(lane_sum(
                 o,
                 d_o,
@@ -132,54 +132,73 @@ impl<S: Storage> Backward<'_, S> {
                 lse[i] = self.lse[row];
             }
         }
-        tiles.dq[..rows * width].fill(S::Wide::ZERO);
+        tiles.dq[..rows * stride].fill(S::Wide::ZERO);
         let (limits, highest) = shape.limits(first, rows);
         for start in (0..shape.k_len).step_by(KEYS) {
             let keys = KeyTile::new(shape, start);
             if keys.lowest >= highest {
                 continue; // Padding, or in the future of every query of the tile.
             }
-            let extents = [rows, keys.columns, head_dim];
-            let (packed, scores) = (start * width, KEYS);
-            multiply(
-                simd,
-                extents,
-                rows_of(tiles.queries, width),
-                &tiles.keys_transposed[packed..],
-                KEYS,
-                tiles.weights,
-                scores,
-                false,
-            );
-            multiply(
-                simd,
-                extents,
-                rows_of(tiles.d_out, width),
-                &tiles.values_transposed[packed..],
-                KEYS,
-                tiles.d_scores,
-                scores,
-                false,
-            );
-            for i in 0..rows {
-                let weights = &mut tiles.weights[i * KEYS..][..keys.columns];
-                let d_scores = &mut tiles.d_scores[i * KEYS..][..keys.columns];
-                let (lse, delta, limit) = (lse[i], delta[i], limits[i]);
-                let pairs = weights.iter_mut().zip(d_scores).zip(&keys.index);
-                if let Some(dropout) = dropout {
-                    let factors = dropout.factors(first + i, &keys);
-                    for (((w, d), &index), &factor) in pairs.zip(&factors) {
-                        let p = Float::exp(seen(*w, index, limit) - lse);
-                        *d = p * (*d * factor - delta);
-                        *w = p * factor;
-                    }
-                } else {
-                    for ((w, d), &index) in pairs {
-                        let p = Float::exp(seen(*w, index, limit) - lse);
-                        *d = p * (*d - delta);
-                        *w = p;
+            let transposed = start / KEYS * width * KEY_STRIDE;
+            for strip in (0..rows).step_by(STRIP) {
+                let end = rows.min(strip + STRIP);
+                let columns = keys.columns_seen(&limits[strip..end]);
+                let extents = [end - strip, columns, head_dim];
+                let scores = strip * KEY_STRIDE;
+                multiply(
+                    simd,
+                    extents,
+                    rows_of(&tiles.queries[strip * stride..], stride),
+                    &tiles.keys_transposed[transposed..],
+                    KEY_STRIDE,
+                    &mut tiles.weights[scores..],
+                    KEY_STRIDE,
+                    false,
+                );
+                multiply(
+                    simd,
+                    extents,
+                    rows_of(&tiles.d_out[strip * stride..], stride),
+                    &tiles.values_transposed[transposed..],
+                    KEY_STRIDE,
+                    &mut tiles.d_scores[scores..],
+                    KEY_STRIDE,
+                    false,
+                );
+                for i in strip..end {
+                    let (weights, unseen) =
+                        tiles.weights[i * KEY_STRIDE..][..keys.columns].split_at_mut(columns);
+                    unseen.fill(S::Wide::ZERO);
+                    let (d_scores, unseen) =
+                        tiles.d_scores[i * KEY_STRIDE..][..keys.columns].split_at_mut(columns);
+                    unseen.fill(S::Wide::ZERO);
+                    let (lse, delta, limit) = (lse[i], delta[i], limits[i]);
+                    let pairs = weights.iter_mut().zip(d_scores).zip(&keys.index);
+                    if let Some(dropout) = dropout {
+                        let factors = dropout.factors(first + i, &keys);
+                        for (((w, d), &index), &factor) in pairs.zip(&factors) {
+                            let p = Float::exp(seen(*w, index, limit) - lse);
+                            *d = p * (*d * factor - delta);
+                            *w = p * factor;
+                        }
+                    } else {
+                        for ((w, d), &index) in pairs {
+                            let p = Float::exp(seen(*w, index, limit) - lse);
+                            *d = p * (*d - delta);
+                            *w = p;
+                        }
                     }
                 }
+                multiply(
+                    simd,
+                    [end - strip, width, columns.min(keys.len)],
+                    rows_of(&tiles.d_scores[scores..], KEY_STRIDE),
+                    &tiles.keys[start * stride..],
+                    stride,
+                    &mut tiles.dq[strip * stride..],
+                    stride,
+                    true,
+                );
             }
             let by_key = [keys.len, width, rows];
             multiply(
@@ -187,9 +206,9 @@ impl<S: Storage> Backward<'_, S> {
                 by_key,
                 columns_of(tiles.weights),
                 tiles.d_out,
-                width,
-                &mut tiles.dv[packed..],
-                width,
+                stride,
+                &mut tiles.dv[start * stride..],
+                stride,
                 true,
             );
             // The queries are already scaled, so dk needs no factor.
@@ -198,19 +217,9 @@ impl<S: Storage> Backward<'_, S> {
                 by_key,
                 columns_of(tiles.d_scores),
                 tiles.queries,
-                width,
-                &mut tiles.dk[packed..],
-                width,
-                true,
-            );
-            multiply(
-                simd,
-                [rows, width, keys.len],
-                rows_of(tiles.d_scores, KEYS),
-                &tiles.keys[packed..],
-                width,
-                tiles.dq,
-                width,
+                stride,
+                &mut tiles.dk[start * stride..],
+                stride,
                 true,
             );
         }
@@ -218,7 +227,7 @@ impl<S: Storage> Backward<'_, S> {
             let row = shape.q_row(batch, first + i, head);
             // SAFETY: as in `run`.
             let dq = unsafe { self.dq.part(row * head_dim..(row + 1) * head_dim) };
-            narrow_row(&tiles.dq[i * width..], scale, dq);
+            narrow_row(&tiles.dq[i * stride..], scale, dq);
         }
     }
 }
@@ -232,5 +241,5 @@ fn rows_of<T>(data: &[T], row_stride: usize) -> Left<'_, T> {
 /// A tile of scores, transposed, as a left operand.
 #[inline(always)]
 fn columns_of<T>(data: &[T]) -> Left<'_, T> {
-    Left { data, row_stride: 1, depth_stride: KEYS }
+    Left { data, row_stride: 1, depth_stride: KEY_STRIDE }
 }

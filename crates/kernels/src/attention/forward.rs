@@ -40,13 +40,13 @@ impl<S: Storage> Forward<'_, S> {
     #[inline(always)]
     fn run<V: Simd>(mut self, simd: V) {
         let shape = self.shape;
-        let width = shape.padded_head_dim();
+        let (keys, row) = (shape.padded_keys(), shape.row_stride());
         let mut tiles = Tiles {
-            keys_transposed: self.scratch.take(shape.padded_keys() * width),
-            values: self.scratch.take(shape.padded_keys() * width),
-            queries: self.scratch.take(QUERIES * width),
-            scores: self.scratch.take(QUERIES * KEYS),
-            out: self.scratch.take(QUERIES * width),
+            keys_transposed: self.scratch.take(keys / KEYS * shape.padded_head_dim() * KEY_STRIDE),
+            values: self.scratch.take(keys * row),
+            queries: self.scratch.take(QUERIES * row),
+            scores: self.scratch.take(QUERIES * KEY_STRIDE),
+            out: self.scratch.take(QUERIES * row),
         };
         for head in self.heads.clone() {
             let (batch, kv) = (head / shape.kv_heads, head % shape.kv_heads);
@@ -74,16 +74,16 @@ impl<S: Storage> Forward<'_, S> {
         tiles: &mut Tiles<S::Wide>,
     ) {
         let shape = self.shape;
-        let (width, head_dim) = (shape.padded_head_dim(), shape.head_dim);
+        let (width, head_dim, stride) = (shape.padded_head_dim(), shape.head_dim, shape.row_stride());
         let rows = QUERIES.min(shape.q_len - first);
         let scale = S::Wide::from_f64(shape.scale);
         for i in 0..rows {
             let q = &self.q[shape.q_row(batch, first + i, head) * head_dim..][..head_dim];
-            for (to, &q) in tiles.queries[i * width..].iter_mut().zip(q) {
+            for (to, &q) in tiles.queries[i * stride..].iter_mut().zip(q) {
                 *to = q.widen() * scale;
             }
         }
-        tiles.out[..rows * width].fill(S::Wide::ZERO);
+        tiles.out[..rows * stride].fill(S::Wide::ZERO);
         let mut max = [S::Wide::NEG_INFINITY; QUERIES];
         let mut sum = [S::Wide::ZERO; QUERIES];
         let (limits, highest) = shape.limits(first, rows);
@@ -92,43 +92,39 @@ impl<S: Storage> Forward<'_, S> {
             if keys.lowest >= highest {
                 continue; // Padding, or in the future of every query of the tile.
             }
-            let queries = Left { data: tiles.queries, row_stride: width, depth_stride: 1 };
-            multiply(
-                simd,
-                [rows, keys.columns, head_dim],
-                queries,
-                &tiles.keys_transposed[start * width..],
-                KEYS,
-                tiles.scores,
-                KEYS,
-                false,
-            );
-            for i in 0..rows {
-                let scores = &mut tiles.scores[i * KEYS..][..keys.columns];
-                let shrink = online_softmax(scores, &keys.index, limits[i], &mut max[i], &mut sum[i]);
-                if let Some(dropout) = dropout {
-                    let factors = dropout.factors(first + i, &keys);
-                    for (p, &factor) in scores.iter_mut().zip(&factors) {
-                        *p *= factor;
+            let transposed = &tiles.keys_transposed[start / KEYS * width * KEY_STRIDE..];
+            for strip in (0..rows).step_by(STRIP) {
+                let end = rows.min(strip + STRIP);
+                let columns = keys.columns_seen(&limits[strip..end]);
+                if columns == 0 {
+                    continue;
+                }
+                let queries =
+                    Left { data: &tiles.queries[strip * stride..], row_stride: stride, depth_stride: 1 };
+                let scores = &mut tiles.scores[strip * KEY_STRIDE..];
+                let extents = [end - strip, columns, head_dim];
+                multiply(simd, extents, queries, transposed, KEY_STRIDE, scores, KEY_STRIDE, false);
+                for i in strip..end {
+                    let scores = &mut tiles.scores[i * KEY_STRIDE..][..columns];
+                    let shrink = online_softmax(scores, &keys.index, limits[i], &mut max[i], &mut sum[i]);
+                    if let Some(dropout) = dropout {
+                        let factors = dropout.factors(first + i, &keys);
+                        for (p, &factor) in scores.iter_mut().zip(&factors) {
+                            *p *= factor;
+                        }
+                    }
+                    if shrink != S::Wide::ONE {
+                        for o in &mut tiles.out[i * stride..][..width] {
+                            *o *= shrink;
+                        }
                     }
                 }
-                if shrink != S::Wide::ONE {
-                    for o in &mut tiles.out[i * width..][..width] {
-                        *o *= shrink;
-                    }
-                }
+                let data = &tiles.scores[strip * KEY_STRIDE..];
+                let weights = Left { data, row_stride: KEY_STRIDE, depth_stride: 1 };
+                let (values, out) = (&tiles.values[start * stride..], &mut tiles.out[strip * stride..]);
+                let extents = [end - strip, width, columns.min(keys.len)];
+                multiply(simd, extents, weights, values, stride, out, stride, true);
             }
-            let weights = Left { data: tiles.scores, row_stride: KEYS, depth_stride: 1 };
-            multiply(
-                simd,
-                [rows, width, keys.len],
-                weights,
-                &tiles.values[start * width..],
-                width,
-                tiles.out,
-                width,
-                true,
-            );
         }
         for i in 0..rows {
             let row = shape.q_row(batch, first + i, head);
@@ -138,7 +134,7 @@ impl<S: Storage> Forward<'_, S> {
             let (lse, o) =
                 unsafe { (self.lse.part(row..row + 1), self.o.part(row * head_dim..(row + 1) * head_dim)) };
             lse[0] = if unseen { S::Wide::NEG_INFINITY } else { max[i] + Float::ln(sum[i]) };
-            narrow_row(&tiles.out[i * width..], inverse, o);
+            narrow_row(&tiles.out[i * stride..], inverse, o);
         }
     }
 }

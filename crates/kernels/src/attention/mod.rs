@@ -24,8 +24,15 @@ use tile::COLUMNS;
 const QUERIES: usize = 64;
 const KEYS: usize = 64;
 
+/// Queries whose keys are counted together: of a tile on the diagonal they see a part.
+const STRIP: usize = 16;
+
+/// Distance of rows of [`KEYS`] elements. Not a power of two: the rows of a column would fall into few sets of
+/// the L1 cache.
+const KEY_STRIDE: usize = KEYS + COLUMNS;
+
 /// Products of a query's and a key's element that pay for a second thread.
-const WORTHWHILE: usize = 1 << 18;
+const WORTHWHILE: usize = if cfg!(test) { 1 } else { 1 << 18 };
 
 /// Extents of an attention call and the global indices behind its local positions.
 ///
@@ -151,8 +158,9 @@ impl AttentionShape<'_> {
     /// The backward pass needs more than the forward: five copies of a head's keys or values, three
     /// of a tile of queries, two tiles of scores. Whole cache lines.
     fn scratch_per_thread(&self) -> usize {
-        let width = self.padded_head_dim();
-        5 * self.padded_keys() * width + 3 * QUERIES * width + 2 * QUERIES * KEYS
+        let row = self.row_stride();
+        let transposed = self.padded_keys() / KEYS * self.padded_head_dim() * KEY_STRIDE;
+        2 * transposed + 3 * self.padded_keys() * row + 3 * QUERIES * row + 2 * QUERIES * KEY_STRIDE
     }
 
     /// Calls `work` with ranges of (sequence, key-value head) pairs and scratch of its own for each.
@@ -195,6 +203,12 @@ impl AttentionShape<'_> {
     /// The head width rounded up to whole vector columns.
     fn padded_head_dim(&self) -> usize {
         self.head_dim.next_multiple_of(COLUMNS)
+    }
+
+    /// Distance of rows of [`padded_head_dim`](Self::padded_head_dim) elements, for the reason of [`KEY_STRIDE`].
+    fn row_stride(&self) -> usize {
+        let width = self.padded_head_dim();
+        if width.is_multiple_of(4 * COLUMNS) { width + COLUMNS } else { width }
     }
 
     /// The number of local keys rounded up to whole tiles.
@@ -265,6 +279,20 @@ impl KeyTile {
         }
         KeyTile { len, columns, index, lowest }
     }
+
+    /// How many columns, from the first, hold all keys that a query with one of these limits sees.
+    #[inline(always)]
+    fn columns_seen(&self, limits: &[u32]) -> usize {
+        let mut highest = 0;
+        for &limit in limits {
+            highest = highest.max(limit);
+        }
+        let mut columns = self.columns;
+        while columns > 0 && self.index[columns - COLUMNS..columns].iter().all(|&index| index >= highest) {
+            columns -= COLUMNS;
+        }
+        columns
+    }
 }
 
 /// The score of a key, or -inf if a query with this limit does not see it.
@@ -320,7 +348,7 @@ impl<'a, T> Scratch<'a, T> {
     }
 }
 
-/// Copies one head's rows into tiles `[tile][head_dim][KEYS]`, transposed, zeros for padding keys.
+/// Copies one head's rows into tiles `[tile][padded_head_dim][KEY_STRIDE]`, transposed, zeros for padding keys.
 #[inline(always)]
 fn pack_transposed<S: Storage>(
     shape: &AttentionShape,
@@ -329,7 +357,7 @@ fn pack_transposed<S: Storage>(
     x: &[S],
     out: &mut [S::Wide],
 ) {
-    let tile_len = shape.padded_head_dim() * KEYS;
+    let tile_len = shape.padded_head_dim() * KEY_STRIDE;
     for (tile, out) in out.chunks_exact_mut(tile_len).enumerate() {
         for column in 0..KEYS {
             let key = tile * KEYS + column;
@@ -337,21 +365,21 @@ fn pack_transposed<S: Storage>(
             if real {
                 let row = &x[shape.k_row(batch, key, kv) * shape.head_dim..][..shape.head_dim];
                 for (d, &x) in row.iter().enumerate() {
-                    out[d * KEYS + column] = x.widen();
+                    out[d * KEY_STRIDE + column] = x.widen();
                 }
             } else {
                 for d in 0..shape.head_dim {
-                    out[d * KEYS + column] = S::Wide::ZERO;
+                    out[d * KEY_STRIDE + column] = S::Wide::ZERO;
                 }
             }
         }
     }
 }
 
-/// Copies one head's rows to `[padded_keys, padded_head_dim]`, zeros for padding.
+/// Copies one head's rows to `[padded_keys][row_stride]`, zeros for padding.
 #[inline(always)]
 fn pack_rows<S: Storage>(shape: &AttentionShape, batch: usize, kv: usize, x: &[S], out: &mut [S::Wide]) {
-    for (key, out) in out.chunks_exact_mut(shape.padded_head_dim()).enumerate() {
+    for (key, out) in out.chunks_exact_mut(shape.row_stride()).enumerate() {
         let real = key < shape.k_len && (shape.k_index[key] as usize) < shape.k_size;
         if real {
             let row = &x[shape.k_row(batch, key, kv) * shape.head_dim..][..shape.head_dim];

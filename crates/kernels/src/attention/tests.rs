@@ -1,7 +1,7 @@
 //! Attention against its definition in f64, and its gradients against finite differences.
 
 use super::*;
-use crate::testing::{assert_close, dot, finite_difference, poisoned, random};
+use crate::testing::{assert_close, dot, finite_difference, poisoned, random, scalar};
 use proptest::prelude::*;
 
 fn no_keys<'a>(shape: &AttentionShape<'a>) -> AttentionShape<'a> {
@@ -53,11 +53,11 @@ fn reference(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f6
 fn run<T: Float>(shape: &AttentionShape, q: &[T], k: &[T], v: &[T], d_o: &[T]) -> [Vec<T>; 5] {
     let (mut o, mut lse) = (poisoned(q.len()), poisoned(q.len() / shape.head_dim));
     let mut scratch = poisoned(attention_scratch(shape, 1) + 1);
-    attention_forward(&Cpu::single(), shape, q, k, v, &mut o, &mut lse, &mut scratch[1..]);
+    attention_forward(&scalar(), shape, q, k, v, &mut o, &mut lse, &mut scratch[1..]);
     let (mut dq, mut dk, mut dv) = (poisoned(q.len()), poisoned(k.len()), poisoned(k.len()));
     let mut scratch = poisoned(attention_scratch(shape, 1) + 3);
     let scratch = &mut scratch[3..];
-    attention_backward(&Cpu::single(), shape, q, k, v, &o, &lse, d_o, &mut dq, &mut dk, &mut dv, scratch);
+    attention_backward(&scalar(), shape, q, k, v, &o, &lse, d_o, &mut dq, &mut dk, &mut dv, scratch);
     [o, lse, dq, dk, dv]
 }
 

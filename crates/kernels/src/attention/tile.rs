@@ -16,7 +16,8 @@ pub(super) struct Left<'a, T> {
 
 /// `c = left b`, or `c += left b` with `accumulate`; `b` and `c` have contiguous rows.
 ///
-/// `columns` is a multiple of [`COLUMNS`]. Not inlined: one copy for each type and instruction set is enough.
+/// `columns` is a multiple of [`COLUMNS`]. Compiled once for each type and instruction set, not for each call:
+/// that is most of the time this crate takes to compile.
 #[inline(always)]
 pub(super) fn multiply<T: Float, V: Simd>(
     simd: V,
@@ -131,15 +132,22 @@ unsafe fn block<T: Float, S: Simd, const H: usize, const W: usize>(
 ) {
     let zero = T::splat(simd, T::ZERO);
     let mut sums = [[zero; W]; H];
+    // A pointer for each row: one index then serves all.
+    let rows: [*const T; H] = std::array::from_fn(
+        #[inline(always)]
+        |i| {
+            // SAFETY: i < H, and the caller vouches for row H-1.
+            unsafe { a.data.as_ptr().add(i * a.row_stride) }
+        },
+    );
     for p in 0..depth {
         // SAFETY: p < depth, and the caller vouches for depth-1; a vector is plain elements, here
         // read without any demand on alignment.
         let b: [T::Vector<S>; W] =
             unsafe { b.as_ptr().add(p * b_stride).cast::<[T::Vector<S>; W]>().read_unaligned() };
-        for (i, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: i < H and p < depth, and the caller vouches for (H-1, depth-1).
-            let a = unsafe { *a.data.get_unchecked(i * a.row_stride + p * a.depth_stride) };
-            let a = T::splat(simd, a);
+        for (sums, row) in sums.iter_mut().zip(rows) {
+            // SAFETY: p < depth, and the caller vouches for (H-1, depth-1).
+            let a = T::splat(simd, unsafe { *row.add(p * a.depth_stride) });
             for (sum, &b) in sums.iter_mut().zip(&b) {
                 *sum = T::mul_add_vectors(simd, a, b, *sum);
             }

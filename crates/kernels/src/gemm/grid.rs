@@ -1,4 +1,4 @@
-//! How c is divided among threads. What a thread does with its part is in `panels` and `tiles`.
+//! How c is divided among threads, and an extent into blocks. What is done with them is in `panels` and `tiles`.
 
 use std::ops::Range;
 
@@ -44,6 +44,17 @@ impl Grid {
         };
         [range(0, index / across), range(1, index % across)]
     }
+}
+
+/// `range` in blocks of at most `most` elements, of nearly one length, a multiple of `unit` but for the last.
+pub(super) fn blocks(
+    range: Range<usize>,
+    most: usize,
+    unit: usize,
+) -> impl Iterator<Item = Range<usize>> + Clone {
+    let count = range.len().div_ceil(most).max(1);
+    let step = range.len().div_ceil(count).next_multiple_of(unit).max(1);
+    range.clone().step_by(step).map(move |start| start..(start + step).min(range.end))
 }
 
 #[cfg(test)]

@@ -3,25 +3,33 @@
 use crate::cpu::InstructionSet;
 use crate::float::Float;
 use pulp::{Simd, WithSimd};
+use std::mem::MaybeUninit;
 
-/// Rows and columns of a register tile: of a's panels and of b's.
+/// Rows and columns of a register tile: of a's panels and of b's; and how deep panels are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) rows: usize,
     pub(super) columns: usize,
+    /// A panel of b of this depth stays in the first cache beside what passes it.
+    pub(super) depth: usize,
 }
 
 /// Elements of the largest tile.
-const LARGEST: usize = 8 * 48;
+const LARGEST: usize = 12 * 32;
+/// Bytes of the longest vector.
+const LONGEST: usize = 64;
+/// Depth of the deepest panels.
+pub(super) const DEEPEST: usize = 384;
 
 impl Shape {
     /// The tile whose sums, with one row of b and an element of a, fill the registers of the instruction set.
     pub(super) const fn of<T: Float>(set: InstructionSet) -> Shape {
+        let longest = LONGEST / size_of::<T>();
         match set {
-            InstructionSet::Scalar => Shape { rows: 4, columns: 8 },
-            InstructionSet::Avx2 => Shape { rows: 4, columns: 3 * (32 / size_of::<T>()) },
+            InstructionSet::Scalar => Shape { rows: 4, columns: 8, depth: DEEPEST },
+            InstructionSet::Avx2 => Shape { rows: 6, columns: longest, depth: DEEPEST },
             InstructionSet::Avx512 | InstructionSet::Amx => {
-                Shape { rows: 8, columns: 3 * (64 / size_of::<T>()) }
+                Shape { rows: 12, columns: 2 * longest, depth: 256 }
             }
         }
     }
@@ -51,9 +59,9 @@ impl<T: Float> WithSimd for Multiply<'_, T> {
         if S::IS_SCALAR {
             self.run::<S, 4, 8>(simd);
         } else if S::REGISTER_COUNT >= 32 {
-            self.run::<S, 8, 3>(simd);
+            self.run::<S, 12, 2>(simd);
         } else {
-            self.run::<S, 4, 3>(simd);
+            self.run::<S, 6, 2>(simd);
         }
     }
 }
@@ -64,34 +72,26 @@ impl<T: Float> Multiply<'_, T> {
     fn run<S: Simd, const H: usize, const W: usize>(self, simd: S) {
         let Multiply { shape, rows, columns, depth, a, b, c, c_stride, add } = self;
         let width = W * (size_of::<T::Vector<S>>() / size_of::<T>());
-        assert_eq!(shape, Shape { rows: H, columns: width });
+        assert_eq!([shape.rows, shape.columns], [H, width]);
         let (a_panels, b_panels) = (a.chunks_exact(H * depth), b.chunks_exact(width * depth));
         assert!(a_panels.len() >= rows.div_ceil(H) && b_panels.len() >= columns.div_ceil(width));
+        let mut edge = [const { MaybeUninit::<T>::uninit() }; LARGEST];
         for (column, b) in (0..columns).step_by(width).zip(b_panels) {
             for (row, a) in (0..rows).step_by(H).zip(a_panels.clone()) {
                 let (height, valid) = (H.min(rows - row), width.min(columns - column));
-                // SAFETY: the panels hold H and `width` elements for each of `depth` steps. A full tile lies
+                let whole = height == H && valid == width;
+                // SAFETY: the panels hold H and `width` elements for each of `depth` steps. A whole tile lies
                 // inside the rows and columns that the maker of `self` vouches for; of another, only the part
-                // inside is copied there.
+                // inside is copied there, of `edge` only what `tile` wrote. One call serves both: of two, the compiler keeps one in registers.
                 unsafe {
                     let c = c.add(row * c_stride + column);
-                    if height == H && valid == width {
-                        tile::<T, S, H, W>(simd, depth, a.as_ptr(), b.as_ptr(), c, c_stride, add);
-                    } else {
-                        let mut whole = [T::ZERO; LARGEST];
-                        tile::<T, S, H, W>(
-                            simd,
-                            depth,
-                            a.as_ptr(),
-                            b.as_ptr(),
-                            whole.as_mut_ptr(),
-                            width,
-                            false,
-                        );
-                        for i in 0..height {
-                            for j in 0..valid {
+                    let (to, stride) = if whole { (c, c_stride) } else { (edge.as_mut_ptr().cast(), width) };
+                    tile::<T, S, H, W>(simd, depth, a.as_ptr(), b.as_ptr(), to, stride, add && whole);
+                    if !whole {
+                        for (i, edge) in edge.chunks_exact(width).take(height).enumerate() {
+                            for (j, &sum) in edge[..valid].iter().enumerate() {
                                 let c = c.add(i * c_stride + j);
-                                let sum = whole[i * width + j];
+                                let sum = sum.assume_init();
                                 *c = if add { *c + sum } else { sum };
                             }
                         }
@@ -117,6 +117,10 @@ unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
     c_stride: usize,
     add: bool,
 ) {
+    for i in 0..H {
+        // Of sums that are added to, or stored beside others, the line is wanted when they are ready.
+        prefetch(c.wrapping_add(i * c_stride));
+    }
     let zero = T::splat(simd, T::ZERO);
     let mut sums = [[zero; W]; H];
     let mut b = b.cast::<[T::Vector<S>; W]>();
@@ -145,4 +149,17 @@ unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
             c.write_unaligned(*sums);
         }
     }
+}
+
+/// Asks for a line of memory ahead of its use.
+#[inline(always)]
+fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing, whatever the address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }

@@ -7,16 +7,40 @@ mod pack;
 mod panels;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+mod weight;
 
 use crate::cpu::Cpu;
 use crate::storage::Storage;
+use std::any::TypeId;
+use std::ops::Range;
+pub use weight::{gemm_prepacked, pack_weight, packed_len};
 
-/// A matrix read through strides, in elements.
+/// A factor: a dense row-major matrix, or the transpose of one.
 #[derive(Clone, Copy)]
 struct View<'a, S> {
     data: &'a [S],
-    row_stride: usize,
-    column_stride: usize,
+    /// Elements from one row in memory to the next.
+    stride: usize,
+    transposed: bool,
+}
+
+impl<S> View<'_, S> {
+    fn row_stride(&self) -> usize {
+        if self.transposed { 1 } else { self.stride }
+    }
+
+    fn column_stride(&self) -> usize {
+        if self.transposed { self.stride } else { 1 }
+    }
+}
+
+/// The right factor: as it is in memory, or as [`pack_weight`] left it.
+#[derive(Clone, Copy)]
+enum Right<'a, S> {
+    Plain(View<'a, S>),
+    Packed(&'a [S]),
 }
 
 /// The whole of c, which parts of a product write at once, each its own rows and columns.
@@ -33,6 +57,37 @@ struct Output<C> {
 unsafe impl<C: Send> Send for Output<C> {}
 // SAFETY: as above.
 unsafe impl<C: Send> Sync for Output<C> {}
+
+/// Rows of one buffer that parts of a product write at once, each its own.
+#[derive(Clone, Copy)]
+struct Shared<T> {
+    start: *mut T,
+    /// Elements of a row.
+    stride: usize,
+}
+
+// SAFETY: `rows` lets its callers vouch that no two use one row; T is plain data.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Some of the rows.
+    ///
+    /// # Safety
+    /// The rows exist for all of `'a`, and nothing else uses them meanwhile.
+    unsafe fn rows<'a>(self, rows: Range<usize>) -> &'a mut [T] {
+        // SAFETY: vouched for by the caller.
+        unsafe {
+            let start = self.start.add(rows.start * self.stride);
+            std::slice::from_raw_parts_mut(start, rows.len() * self.stride)
+        }
+    }
+}
+
+fn same_type<A: 'static, B: 'static>() -> bool {
+    TypeId::of::<A>() == TypeId::of::<B>()
+}
 
 /// `c = op(a) op(b)`, or `c += op(a) op(b)` with `accumulate`; op transposes where asked.
 ///
@@ -63,11 +118,25 @@ pub fn gemm<S: Storage, C: Storage<Wide = S::Wide>>(
     accumulate: bool,
     scratch: &mut [u8],
 ) {
-    assert_eq!(a.len(), m * k, "a has the wrong length");
     assert_eq!(b.len(), k * n, "b has the wrong length");
+    let b = Right::Plain(View { data: b, stride: if trans_b { k } else { n }, transposed: trans_b });
+    multiply(cpu, [m, n, k], a, trans_a, b, c, accumulate, scratch);
+}
+
+/// [`gemm`] of a right factor in either form.
+fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
+    cpu: &Cpu,
+    [m, n, k]: [usize; 3],
+    a: &[S],
+    trans_a: bool,
+    b: Right<S>,
+    c: &mut [C],
+    accumulate: bool,
+    scratch: &mut [u8],
+) {
+    assert_eq!(a.len(), m * k, "a has the wrong length");
     assert_eq!(c.len(), m * n, "c has the wrong length");
     assert!(scratch.len() >= gemm_scratch_bytes::<S>(cpu.threads(), m, n, k), "scratch is too short");
-    assert!(scratch.as_ptr().addr().is_multiple_of(64), "scratch is not aligned");
     if c.is_empty() {
         return;
     }
@@ -77,12 +146,17 @@ pub fn gemm<S: Storage, C: Storage<Wide = S::Wide>>(
         }
         return;
     }
-    let (row_stride, column_stride) = if trans_a { (1, m) } else { (k, 1) };
-    let a = View { data: a, row_stride, column_stride };
-    let (row_stride, column_stride) = if trans_b { (1, k) } else { (n, 1) };
-    let b = View { data: b, row_stride, column_stride };
+    let a = View { data: a, stride: if trans_a { m } else { k }, transposed: trans_a };
     let c = Output { start: c.as_mut_ptr(), stride: n, accumulate };
-    panels::multiply(cpu, [m, n, k], a, b, c, scratch);
+    match b {
+        #[cfg(target_arch = "x86_64")]
+        b if tiles::serve::<S>(cpu) => tiles::multiply_on_amx(cpu, [m, n, k], a, b, c, scratch),
+        Right::Plain(b) => panels::multiply(cpu, [m, n, k], a, b, c, scratch),
+        Right::Packed(b) => {
+            let b = View { data: &b[..k * n], stride: n, transposed: false };
+            panels::multiply(cpu, [m, n, k], a, b, c, scratch);
+        }
+    }
 }
 
 /// Bytes of scratch that [`gemm`] needs on `threads` threads, whatever the instruction set and the type of c.
@@ -90,5 +164,10 @@ pub fn gemm_scratch_bytes<S: Storage>(threads: usize, m: usize, n: usize, k: usi
     if m == 0 || n == 0 || k == 0 {
         return 0;
     }
-    threads.max(1) * panels::scratch_bytes::<S>(m, n, k)
+    let mut part = panels::scratch_bytes::<S>([m, n, k]);
+    #[cfg(target_arch = "x86_64")]
+    if same_type::<S, half::bf16>() {
+        part = part.max(tiles::scratch_bytes([m, n, k]));
+    }
+    threads.max(1) * part
 }

@@ -28,10 +28,9 @@ impl<S: Storage> WithSimd for Pack<'_, S> {
             4 => self.run::<4>(),
             6 => self.run::<6>(),
             8 => self.run::<8>(),
-            12 => self.run::<12>(),
             16 => self.run::<16>(),
-            24 => self.run::<24>(),
-            48 => self.run::<48>(),
+            12 => self.run::<12>(),
+            32 => self.run::<32>(),
             width => unreachable!("no panel is {width} wide"),
         }
     }

@@ -1,31 +1,28 @@
 //! Products through packed panels and register tiles of vectors: the loops over blocks that fit the caches.
 //! The innermost loops are in `micro`.
 
-use super::grid::Grid;
-use super::micro::{Multiply, Shape};
+use super::grid::{Grid, blocks};
+use super::micro::{DEEPEST, Multiply, Shape};
 use super::pack::Pack;
-use super::{Output, View};
+use super::{Output, Shared, View, same_type};
 use crate::cpu::Cpu;
 use crate::storage::Storage;
-use std::any::TypeId;
 use std::ops::Range;
 
-/// Depth of a block: a panel of b of this depth stays in the first cache beside what passes it.
-const DEPTH: usize = 256;
 /// Rows of a block of a, which stays in the second cache; a multiple of every tile's rows.
 const ROWS: usize = 96;
 /// Columns of a block of b, which stays in the last cache; a multiple of every tile's columns.
-const COLUMNS: usize = 960;
+const COLUMNS: usize = 1024;
 /// Rows of wide sums of narrow factors kept until they are rounded into a narrow c.
 const SUM_ROWS: usize = 576;
 /// Multiplications below which a thread more costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 20;
 /// Multiples of every tile's rows and columns.
-const UNIT: [usize; 2] = [8, 48];
+const UNIT: [usize; 2] = [12, 32];
 
 /// Elements of one part's packed a, packed b and wide sums.
-fn lengths<S: Storage>(m: usize, n: usize, k: usize) -> [usize; 3] {
-    let depth = k.min(DEPTH);
+fn lengths<S: Storage>([m, n, k]: [usize; 3]) -> [usize; 3] {
+    let depth = k.min(DEEPEST);
     let rows = m.next_multiple_of(UNIT[0]);
     let columns = n.next_multiple_of(UNIT[1]).min(COLUMNS);
     let sums = rows.min(sum_rows::<S>()) * columns;
@@ -33,17 +30,13 @@ fn lengths<S: Storage>(m: usize, n: usize, k: usize) -> [usize; 3] {
 }
 
 /// Bytes of scratch for one part of a product.
-pub(super) fn scratch_bytes<S: Storage>(m: usize, n: usize, k: usize) -> usize {
-    lengths::<S>(m, n, k).iter().sum::<usize>() * size_of::<S::Wide>()
+pub(super) fn scratch_bytes<S: Storage>(extents: [usize; 3]) -> usize {
+    lengths::<S>(extents).iter().sum::<usize>() * size_of::<S::Wide>()
 }
 
 /// Rows of wide sums kept until they are rounded. From wide factors a narrow c is rare: fewer are kept for it.
 fn sum_rows<S: Storage>() -> usize {
-    if is_wide::<S>() { ROWS } else { SUM_ROWS }
-}
-
-fn is_wide<S: Storage>() -> bool {
-    TypeId::of::<S>() == TypeId::of::<S::Wide>()
+    if same_type::<S, S::Wide>() { ROWS } else { SUM_ROWS }
 }
 
 /// The product on all threads of `cpu`; `scratch` holds [`scratch_bytes`] for each, aligned.
@@ -57,33 +50,22 @@ pub(super) fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
 ) {
     let parts = cpu.threads().min(m * n * k / WORTH_A_THREAD).max(1);
     let grid = Grid::new(parts, [m, n], UNIT);
-    let lengths = lengths::<S>(m, n, k);
+    let lengths = lengths::<S>([m, n, k]);
     let share = lengths.iter().sum::<usize>();
     assert!(scratch.len() >= grid.len() * share * size_of::<S::Wide>());
     assert!(scratch.as_ptr().addr().is_multiple_of(align_of::<S::Wide>()));
-    let scratch = Output { start: scratch.as_mut_ptr().cast::<S::Wide>(), stride: share, accumulate: false };
+    let scratch = Shared { start: scratch.as_mut_ptr().cast::<S::Wide>(), stride: share };
     cpu.split(grid.len(), 1, 1, |indices| {
         for index in indices {
             // SAFETY: share `index` of the scratch lies inside it, as asserted, and is borrowed here alone; any
             // bytes are floats.
-            let share = unsafe { scratch.share(index) };
+            let share = unsafe { scratch.rows(index..index + 1) };
             let (packed_a, rest) = share.split_at_mut(lengths[0]);
             let (packed_b, sums) = rest.split_at_mut(lengths[1]);
             let [rows, columns] = grid.part(index);
             Part { cpu, a, b, c, k, packed_a, packed_b, sums }.multiply(rows, columns);
         }
     });
-}
-
-impl<T> Output<T> {
-    /// Row `index` of the output as a slice.
-    ///
-    /// # Safety
-    /// The row exists, and nothing else uses it meanwhile.
-    unsafe fn share<'a>(self, index: usize) -> &'a mut [T] {
-        // SAFETY: vouched for by the caller.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(index * self.stride), self.stride) }
-    }
 }
 
 /// What one thread computes with, and into.
@@ -101,7 +83,7 @@ struct Part<'a, S: Storage, C> {
 impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
     fn multiply(&mut self, rows: Range<usize>, columns: Range<usize>) {
         for columns in blocks(columns, COLUMNS, UNIT[1]) {
-            if is_wide::<C>() {
+            if same_type::<C, C::Wide>() {
                 let Output { start, stride, accumulate } = self.c;
                 // C is its own wide type, so this is a pointer to what it always was.
                 let start = start.cast::<S::Wide>().wrapping_add(rows.start * stride + columns.start);
@@ -120,11 +102,12 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
     /// Sums over all of k for a block of c, into `out`, whose start is the block's.
     fn multiply_into(&mut self, rows: Range<usize>, columns: Range<usize>, out: Output<S::Wide>) {
         let shape = Shape::of::<S::Wide>(self.cpu.instruction_set());
-        for depths in blocks(0..self.k, DEPTH, 1) {
+        for depths in blocks(0..self.k, shape.depth, 1) {
             self.cpu.vectorised(Pack {
-                data: &self.b.data[columns.start * self.b.column_stride + depths.start * self.b.row_stride..],
-                lane_stride: self.b.column_stride,
-                depth_stride: self.b.row_stride,
+                data: &self.b.data
+                    [columns.start * self.b.column_stride() + depths.start * self.b.row_stride()..],
+                lane_stride: self.b.column_stride(),
+                depth_stride: self.b.row_stride(),
                 lanes: columns.len(),
                 depth: depths.len(),
                 width: shape.columns,
@@ -133,9 +116,9 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
             for block in blocks(rows.clone(), ROWS, UNIT[0]) {
                 self.cpu.vectorised(Pack {
                     data: &self.a.data
-                        [block.start * self.a.row_stride + depths.start * self.a.column_stride..],
-                    lane_stride: self.a.row_stride,
-                    depth_stride: self.a.column_stride,
+                        [block.start * self.a.row_stride() + depths.start * self.a.column_stride()..],
+                    lane_stride: self.a.row_stride(),
+                    depth_stride: self.a.column_stride(),
                     lanes: block.len(),
                     depth: depths.len(),
                     width: shape.rows,
@@ -175,11 +158,4 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
             },
         );
     }
-}
-
-/// `range` in blocks of at most `most` elements, of nearly one length, a multiple of `unit` but for the last.
-fn blocks(range: Range<usize>, most: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = range.len().div_ceil(most).max(1);
-    let step = range.len().div_ceil(count).next_multiple_of(unit).max(1);
-    range.clone().step_by(step).map(move |start| start..(start + step).min(range.end))
 }

@@ -80,15 +80,20 @@ fn check<S: Storage, C: Storage<Wide = S::Wide>>(cpu: &Cpu, case: Case, sum_epsi
     let before: Vec<C> =
         if accumulate { narrow(random(3, offset + m * n)) } else { narrow(vec![f64::NAN; offset + m * n]) };
     let mut scratch = Scratch::new(gemm_scratch_bytes::<S>(cpu.threads(), m, n, k));
-    let mut run = || {
+    let mut packed = vec![S::narrow(S::Wide::from_f64(f64::NAN)); packed_len::<S>(k, n)];
+    pack_weight(cpu, k, n, &b[offset..], trans_b, &mut packed);
+    let mut run = |prepacked: bool| {
         let mut c = before.clone();
         let (a, b, c_part) = (&a[offset..], &b[offset..], &mut c[offset..]);
         scratch.bytes().fill(0xff);
-        gemm(cpu, m, n, k, a, trans_a, b, trans_b, c_part, accumulate, scratch.bytes());
+        if prepacked {
+            gemm_prepacked(cpu, m, n, k, a, trans_a, &packed, c_part, accumulate, scratch.bytes());
+        } else {
+            gemm(cpu, m, n, k, a, trans_a, b, trans_b, c_part, accumulate, scratch.bytes());
+        }
         c
     };
-    let c = run();
-    let again = run();
+    let (c, again, prepacked) = (run(false), run(false), run(true));
     for i in 0..m {
         for j in 0..n {
             let at = offset + i * n + j;
@@ -104,10 +109,10 @@ fn check<S: Storage, C: Storage<Wide = S::Wide>>(cpu: &Cpu, case: Case, sum_epsi
             let allowed = sum_epsilon * magnitude + epsilon * sum.abs();
             let set = cpu.instruction_set();
             assert!(error <= allowed, "{case:?} on {set}: ({i}, {j}) is {}, not {sum}", value(c[at]));
-            assert_eq!(
-                value(c[at]),
-                value(again[at]),
-                "{case:?} on {set}: ({i}, {j}) differs from run to run"
+            let all = [c[at], again[at], prepacked[at]].map(value);
+            assert!(
+                all[0] == all[1] && all[0] == all[2],
+                "{case:?} on {set}: ({i}, {j}) differs between runs: {all:?}"
             );
         }
     }
