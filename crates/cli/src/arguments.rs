@@ -38,6 +38,12 @@ pub enum Command {
     Explain(ExplainArguments),
     /// Train some steps in other layouts and on one rank, and measure how far they are apart
     Parity(ParityArguments),
+    /// Start the ranks of a run as processes of this host, watch them, and start them anew if one fails
+    Launch(LaunchArguments),
+    /// Measure latency and bandwidth of each collective, beside what the machine can do
+    BenchComm(BenchCommArguments),
+    /// Run some steps and say where their time goes, beside what this machine gives at its best
+    Profile(ProfileArguments),
     /// Make, read, draw and time a pipeline schedule
     Schedule(ScheduleArguments),
     /// Work with text
@@ -211,6 +217,104 @@ pub struct ParityArguments {
     /// Largest error of losses and gradients; parameters may have 100 times that under Adam
     #[arg(long, value_name = "T", default_value = "1e-10", value_parser = non_negative, allow_negative_numbers = true)]
     pub tolerance: f64,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LaunchBackend {
+    Gloo,
+    Mpi,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx launch -- train examples/austen.toml --mesh dp=2,tp=2
+  phalanx launch --ranks 4 --max-restarts 3 -- train examples/austen.toml --out runs/a
+  phalanx launch --ranks 2 --backend mpi -- bench-comm
+
+Lines begin with the rank that wrote them (stdout is passed on unchanged if the command has --json). If a rank dies, is stopped or falls silent, all others
+end with an error that names it; with --max-restarts the run continues from its last checkpoint, with the same bits.
+Several hosts: docs/distributed.md.")]
+pub struct LaunchArguments {
+    /// Processes to start [default: the ranks of the configuration's mesh]
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub ranks: Option<usize>,
+    /// What carries bytes between them
+    #[arg(long, value_name = "BACKEND", default_value = "gloo")]
+    pub backend: LaunchBackend,
+    /// How often to start anew from the last checkpoint
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub max_restarts: usize,
+    /// With --backend mpi: the command that starts MPI processes, with its options
+    #[arg(
+        long,
+        value_name = "COMMAND",
+        default_value = "mpirun --oversubscribe --tag-output",
+        allow_hyphen_values = true
+    )]
+    pub mpirun: String,
+    /// What each process runs: `train` or `bench-comm` with its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx bench-comm --ranks 2                              threads of this process
+  phalanx launch --ranks 2 -- bench-comm --json             two processes over Gloo
+  phalanx bench-comm --ranks 4 --mesh dp=2,tp=2             every group of a mesh as well")]
+pub struct BenchCommArguments {
+    /// Ranks as threads [default: 2]; under a launcher, as many as it started
+    #[arg(long, value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub ranks: Option<usize>,
+    /// Measure the groups of this mesh too
+    #[arg(long, value_name = "MESH")]
+    pub mesh: Option<String>,
+    /// Bytes of each message; may be repeated [default: 4 KiB, 64 KiB, 1 MiB, 16 MiB]
+    #[arg(long = "bytes", value_name = "N", value_parser = positive, allow_negative_numbers = true)]
+    pub bytes: Vec<usize>,
+    /// Time for each measurement, in seconds
+    #[arg(long, value_name = "S", default_value = "0.3", value_parser = non_negative, allow_negative_numbers = true)]
+    pub seconds: f64,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx profile examples/austen.toml
+  phalanx profile examples/austen.toml --mesh tp=2,pp=2 --steps 20 --trace trace.json
+  phalanx profile examples/austen.toml --set parallel.threads_per_rank=2 --json | jq .classes
+
+Batches are synthetic: no data file is opened if model.vocab_size is set. Open a trace in Perfetto or at
+chrome://tracing: a process per rank, a track per queue. Timing every instruction costs a little itself.")]
+pub struct ProfileArguments {
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Ranks along each axis (dp, cp, tp, pp), replacing the file's mesh; other settings after a semicolon
+    #[arg(long, value_name = "MESH")]
+    pub mesh: Option<String>,
+    /// Steps to time, after one to warm up
+    #[arg(long, value_name = "N", default_value = "5", value_parser = positive, allow_negative_numbers = true)]
+    pub steps: usize,
+    /// Write every instruction's time as a Chrome trace
+    #[arg(long, value_name = "FILE", conflicts_with = "virtual_clock")]
+    pub trace: Option<PathBuf>,
+    /// Run the pipeline in virtual time, one rank computing at a time, and compare it with the simulator
+    #[arg(long)]
+    pub virtual_clock: bool,
+    /// Seconds that a message between ranks takes on the virtual clock, whatever its size
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0, requires = "virtual_clock")]
+    pub latency: f64,
+    /// Bytes per second of a link on the virtual clock; without limit if not given
+    #[arg(long, value_name = "BYTES", requires = "virtual_clock")]
+    pub bandwidth: Option<f64>,
     /// Print one JSON document on stdout
     #[arg(long)]
     pub json: bool,

@@ -4,14 +4,19 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod bench_comm;
 mod explain;
 mod failure;
 mod generate;
+mod launch;
 mod output;
 mod parity;
+mod place;
 mod prepare;
+mod profile;
 mod progress;
 mod schedule;
+mod signals;
 mod train;
 
 use std::process::ExitCode;
@@ -22,12 +27,16 @@ use crate::arguments::{Arguments, Command, DataCommand, TokenizerCommand};
 use crate::failure::Verdict;
 
 fn main() -> ExitCode {
+    signals::die_with_launcher();
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Parity(arguments) => parity::run(&arguments),
+        Command::Launch(arguments) => launch::run(&arguments),
+        Command::BenchComm(arguments) => bench_comm::run(&arguments),
+        Command::Profile(arguments) => profile::run(&arguments),
         Command::Schedule(arguments) => schedule::run(&arguments),
         Command::Data { command: DataCommand::Prepare(arguments) } => prepare::data(&arguments),
         Command::Tokenizer { command: TokenizerCommand::Train(arguments) } => prepare::tokenizer(&arguments),
@@ -37,5 +46,8 @@ fn main() -> ExitCode {
             output::bytes(&script).map(|()| Verdict::Success)
         }
     };
-    failure::exit_code(result)
+    let is_fine = result.is_ok();
+    let code = failure::exit_code(result);
+    place::end(is_fine);
+    code
 }

@@ -7,6 +7,7 @@ use phalanx::{RunOptions, Summary};
 use crate::arguments::TrainArguments;
 use crate::failure::Verdict;
 use crate::output;
+use crate::place;
 use crate::progress::{Progress, duration};
 
 pub fn run(arguments: &TrainArguments) -> anyhow::Result<Verdict> {
@@ -17,11 +18,17 @@ pub fn run(arguments: &TrainArguments) -> anyhow::Result<Verdict> {
         resume: arguments.resume.clone(),
         metrics: arguments.metrics.clone(),
         runs: PathBuf::from("runs"),
+        job: place::find()?,
+        binary: place::binary(),
     };
     let progress = Progress::new();
     let result = phalanx::train(&config, &options, &|event| progress.event(&event));
     progress.finish();
     let summary = result?;
+    if options.job.is_some_and(|job| job.process != 0) {
+        // Rank 0's process speaks for all.
+        return Ok(Verdict::Success);
+    }
     if arguments.json {
         output::json(&summary)?;
     } else {

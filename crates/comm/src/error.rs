@@ -56,6 +56,8 @@ impl fmt::Display for Collective {
 pub struct Place {
     /// The rank that reports, in the world.
     pub rank: usize,
+    /// The host it runs on; none where all ranks are threads of one process.
+    pub host: Option<Arc<str>>,
     /// The group's name, with the world ranks in it: `tp[0,1]`.
     pub group: Arc<str>,
     /// The operation.
@@ -68,8 +70,12 @@ pub struct Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place { rank, group, operation, sequence, elapsed } = self;
-        write!(f, "rank {rank}, {operation} #{sequence} on {group}, after {:.3} s", elapsed.as_secs_f64())
+        let Place { rank, host, group, operation, sequence, elapsed } = self;
+        write!(f, "rank {rank}")?;
+        if let Some(host) = host {
+            write!(f, " on {host}")?;
+        }
+        write!(f, ", {operation} #{sequence} on {group}, after {:.3} s", elapsed.as_secs_f64())
     }
 }
 
@@ -77,7 +83,7 @@ impl fmt::Display for Place {
 #[non_exhaustive]
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CommError {
-    /// Some ranks did not come in time.
+    /// Nothing moved for the time allowed.
     #[error("{place}: ranks {missing:?} did not arrive within {:.3} s", deadline.as_secs_f64())]
     DeadlineExceeded {
         /// Where.
@@ -95,13 +101,15 @@ pub enum CommError {
         /// Why.
         reason: Arc<str>,
     },
-    /// A rank that is needed has dropped its communicator.
-    #[error("{place}: rank {peer} is gone")]
+    /// A rank that is needed has left, died or fallen silent.
+    #[error("{place}: rank {peer} is gone: {how}")]
     PeerGone {
         /// Where.
         place: Place,
         /// Who is gone.
         peer: usize,
+        /// How that showed, and on which host it was, if known.
+        how: Arc<str>,
     },
     /// Ranks met with different operations, sizes or sequence numbers, or (with `verify`) got different bits.
     #[error("{place}: this rank has {ours}, rank {peer} has {theirs}")]

@@ -4,14 +4,24 @@
 //! A reduction is the sum in rank order, whatever the order of arrival and the size of the message. What is reduced
 //! and why is the plan's business; where the bytes lie is `memory`'s.
 
+mod claim;
 mod communicator;
 mod error;
+#[cfg(feature = "gloo")]
+mod gloo;
+mod job;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod pending;
 mod recorder;
 mod reduce;
+pub mod store;
 pub mod threads;
+#[cfg(any(feature = "gloo", feature = "mpi"))]
+mod wire;
 
 pub use communicator::{AbortHandle, Communicator, Reduce};
 pub use error::{Collective, CommError, Place};
+pub use job::{Backend, Job, JoinError, OnStuck};
 pub use pending::Pending;
 pub use recorder::{OperationRecord, Outcome};

@@ -24,7 +24,7 @@ pub fn thread_cpu_seconds() -> Option<f64> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the system writes one `timespec` to the place it is given.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    (result == 0).then(|| time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
+    (result == 0).then_some(time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9)
 }
 
 /// Gives memory that was freed back to the system: building a tokenizer or a token cache takes much for a moment, and

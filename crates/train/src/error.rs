@@ -32,6 +32,52 @@ pub enum TrainError {
     /// A rank, while running.
     #[error(transparent)]
     Runtime(#[from] runtime::RuntimeError),
+    /// The ranks of several processes could not be connected.
+    #[error(transparent)]
+    Join(Box<comm::JoinError>),
+    /// The store where processes meet.
+    #[error(transparent)]
+    Store(Box<comm::store::StoreError>),
+    /// Processes that should do the same came with different things.
+    #[error(
+        "rank {rank} on {host} differs from rank 0 in {field}: it has {theirs}, rank 0 has {ours}; start all ranks with \
+         the same binary, configuration and data"
+    )]
+    Disagreement {
+        /// The rank that differs.
+        rank: usize,
+        /// Where it runs.
+        host: String,
+        /// In what.
+        field: String,
+        /// Rank 0's value.
+        ours: String,
+        /// The other's.
+        theirs: String,
+    },
+    /// Another process of the job could not go on.
+    #[error("{reason}")]
+    Refused {
+        /// Who, where and why.
+        reason: String,
+    },
+    /// As many processes as ranks were started, or a divisor of them, are needed.
+    #[error(
+        "the mesh {mesh} has {ranks} ranks but {processes} processes with {per_process} ranks each were started: start \
+         {ranks} ranks, or give a mesh of {started} with --mesh"
+    )]
+    WorldSize {
+        /// The mesh.
+        mesh: String,
+        /// Its ranks.
+        ranks: usize,
+        /// Processes of the job.
+        processes: usize,
+        /// Ranks of each.
+        per_process: usize,
+        /// Their product.
+        started: usize,
+    },
     /// A setting that this version does not serve.
     #[error("{key} = {value} is not supported yet: {remedy}")]
     Unsupported {
@@ -140,6 +186,8 @@ boxed! {
     Checkpoint(CheckpointError),
     Data(data::DataError),
     RunDir(RunDirError),
+    Join(comm::JoinError),
+    Store(comm::store::StoreError),
 }
 
 impl TrainError {

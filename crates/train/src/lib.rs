@@ -18,6 +18,8 @@ pub mod parity;
 pub mod parity_report;
 pub mod pipeline_profile;
 pub mod prepare;
+mod processes;
+pub mod profile;
 pub mod ranks;
 pub mod run_dir;
 mod saving;

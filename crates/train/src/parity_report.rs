@@ -125,7 +125,7 @@ fn judge(
 }
 
 /// The configuration with a vocabulary: batches are synthetic, so that of the tokenizer that would be trained will do.
-fn with_vocabulary(config: &Config) -> Result<Config, TrainError> {
+pub(crate) fn with_vocabulary(config: &Config) -> Result<Config, TrainError> {
     let mut config = config.clone();
     if config.model.vocab_size.is_none() {
         config.model.vocab_size = match &config.data.tokenizer {

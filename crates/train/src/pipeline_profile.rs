@@ -1,13 +1,15 @@
 //! A pipeline's executed schedule in virtual time, action by action, beside what the simulator makes of the same
 //! schedule. Measures; prints nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::time::Duration;
 
 use mesh::Axis;
 use plan::{Chooser, Instruction, Phase, Program};
 use runtime::{Executor, Sample, StepInput};
 use schedule::{Action, Kind, Schedule, Timeline};
+use serde::Serialize;
 
 use crate::config::Config;
 use crate::error::TrainError;
@@ -87,6 +89,85 @@ impl Profile {
                 (*action, times[times.len() / 2])
             })
             .collect()
+    }
+}
+
+/// Executed and simulated makespans of a pipeline.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Name of the schedule.
+    pub schedule: String,
+    /// Ranks of the pipeline.
+    pub pipeline_ranks: usize,
+    /// Stages over all ranks.
+    pub num_stages: usize,
+    /// Seconds of one message between pipeline ranks.
+    pub message_seconds: f64,
+    /// Each step's makespan as executed.
+    pub executed_seconds: Vec<f64>,
+    /// Each step's makespan by the simulator, given the times of that step's own actions.
+    pub simulated_seconds: Vec<f64>,
+    /// The makespan by the simulator, given one time per stage and kind of action: the medians of all steps.
+    pub predicted_seconds: f64,
+    /// Of the busiest rank's longest span, the part in which it does not work; the median step as executed.
+    pub bubble_fraction: f64,
+    /// Median seconds of an action of each kind, over all stages: F, I, W, and I and W together.
+    pub action_seconds: BTreeMap<char, f64>,
+}
+
+impl Profile {
+    /// Makespans, beside the simulator's.
+    ///
+    /// # Errors
+    /// The simulator's.
+    pub fn report(&self) -> Result<Report, TrainError> {
+        let mut timelines =
+            self.steps.iter().map(|s| self.simulate(&s.durations())).collect::<Result<Vec<_>, _>>()?;
+        let simulated_seconds = timelines.iter().map(|t| t.makespan).collect();
+        timelines.sort_by(|a, b| a.makespan.total_cmp(&b.makespan));
+        let mut kinds: BTreeMap<char, Vec<f64>> = BTreeMap::new();
+        for executed in self.steps.iter().flat_map(|s| s.ranks.iter().flatten()) {
+            kinds.entry(executed.action.kind.letter()).or_default().push(executed.end - executed.start);
+        }
+        let median = |mut times: Vec<f64>| {
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        };
+        Ok(Report {
+            schedule: self.schedule.name.clone(),
+            pipeline_ranks: self.schedule.num_ranks,
+            num_stages: self.schedule.num_stages,
+            message_seconds: self.message_seconds,
+            executed_seconds: self.steps.iter().map(Step::makespan).collect(),
+            simulated_seconds,
+            predicted_seconds: self.simulate(&self.typical())?.makespan,
+            bubble_fraction: timelines[timelines.len() / 2].bubble_fraction(),
+            action_seconds: kinds.into_iter().map(|(kind, times)| (kind, median(times))).collect(),
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { schedule, pipeline_ranks, num_stages, .. } = self;
+        writeln!(f, "{schedule} on {pipeline_ranks} pipeline ranks, {num_stages} stages, in virtual time")?;
+        for (kind, seconds) in &self.action_seconds {
+            writeln!(f, "  {kind}: {:.3} ms", seconds * 1e3)?;
+        }
+        writeln!(f, "  a message: {:.3} ms", self.message_seconds * 1e3)?;
+        for (step, (executed, simulated)) in
+            self.executed_seconds.iter().zip(&self.simulated_seconds).enumerate()
+        {
+            writeln!(
+                f,
+                "step {}: executed {:.3} ms, simulated from its own times {:.3} ms, from medians {:.3} ms",
+                step + 1,
+                executed * 1e3,
+                simulated * 1e3,
+                self.predicted_seconds * 1e3
+            )?;
+        }
+        writeln!(f, "bubble: {:.1} %", self.bubble_fraction * 100.0)
     }
 }
 

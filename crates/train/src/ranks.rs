@@ -1,10 +1,11 @@
-//! Ranks as threads of this process: starts them, gathers what they return, and names the first cause when one fails.
+//! The ranks of this process: starts them, as threads of one world or as members of a job of several processes,
+//! gathers what they return, and names the first cause when one fails.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use comm::Communicator;
 use comm::threads::{Options, World};
+use comm::{Communicator, Job};
 
 use crate::error::TrainError;
 
@@ -19,16 +20,51 @@ pub fn run<T: Send>(
     rank: impl Fn(Box<dyn Communicator>) -> Result<T, TrainError> + Sync,
 ) -> Result<Vec<T>, TrainError> {
     let options = Options { deadline, ..Options::default() };
-    let members = World::new(world_size, options);
-    let rank = &rank;
+    let members = World::new(world_size, options).into_iter().map(|member| {
+        let number = member.rank();
+        let join = move || Ok(Box::new(member) as Box<dyn Communicator>);
+        (number, join)
+    });
+    gather(members.collect(), &rank)
+}
+
+/// Runs `rank` for every rank that this process has in `job` and returns their results in the order of ranks.
+///
+/// # Errors
+/// As [`run`], and what keeps a rank from joining. The other processes are told at once.
+pub fn run_in<T: Send>(
+    job: &Job,
+    deadline: Duration,
+    rank: impl Fn(Box<dyn Communicator>) -> Result<T, TrainError> + Sync,
+) -> Result<Vec<T>, TrainError> {
+    let members = job.ranks().map(|number| {
+        let join = move || Ok(job.join(number, deadline)?);
+        (number, join)
+    });
+    gather(members.collect(), &|member: Box<dyn Communicator>| {
+        let (number, abort) = (member.rank(), member.abort_handle());
+        let result = rank(member);
+        if let Err(error) = &result {
+            // Ranks in other processes see no thread end; without this they would only see this one leave.
+            abort.abort(&format!("rank {number} on {} failed: {error}", job.host));
+        }
+        result
+    })
+}
+
+fn gather<T: Send, J>(
+    members: Vec<(usize, J)>,
+    rank: &(impl Fn(Box<dyn Communicator>) -> Result<T, TrainError> + Sync),
+) -> Result<Vec<T>, TrainError>
+where
+    J: FnOnce() -> Result<Box<dyn Communicator>, TrainError> + Send,
+{
     let results: Vec<Result<T, TrainError>> = std::thread::scope(|scope| {
         let threads: Vec<_> = members
             .into_iter()
-            .map(|member| {
+            .map(|(number, join)| {
                 scope.spawn(move || {
-                    let number = member.rank();
-                    let member: Box<dyn Communicator> = Box::new(member);
-                    std::panic::catch_unwind(AssertUnwindSafe(|| rank(member))).unwrap_or_else(|panic| {
+                    std::panic::catch_unwind(AssertUnwindSafe(|| rank(join()?))).unwrap_or_else(|panic| {
                         Err(TrainError::Panicked { rank: number, message: message_of(&*panic) })
                     })
                 })

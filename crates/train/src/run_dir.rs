@@ -163,7 +163,12 @@ impl RunDir {
 
     /// Where its checkpoints are.
     pub fn checkpoints(&self) -> PathBuf {
-        self.dir.join(CHECKPOINTS)
+        RunDir::checkpoints_in(&self.dir)
+    }
+
+    /// Where the checkpoints of a run in `dir` are, for processes that write there while another holds the directory.
+    pub fn checkpoints_in(dir: &Path) -> PathBuf {
+        dir.join(CHECKPOINTS)
     }
 
     /// Where its metrics go unless the user names another file.

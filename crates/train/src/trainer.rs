@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use comm::Communicator;
+use comm::{Communicator, Job};
 use data::{Dataset, Sampler, Walk};
 use mesh::Axis;
 use models::Decoder;
@@ -18,6 +18,7 @@ use crate::config::{Config, Precision};
 use crate::error::TrainError;
 use crate::learning_rate::learning_rate;
 use crate::loss_scale::LossScale;
+use crate::processes::{self, Processes};
 use crate::run_dir::{MetricsWriter, RunDir};
 use crate::saving::{self, Description};
 use crate::text::{self, Text, TextBatch};
@@ -41,6 +42,10 @@ pub struct RunOptions {
     pub metrics: Option<PathBuf>,
     /// Parent of new runs.
     pub runs: PathBuf,
+    /// This process among several; without it all ranks are threads of this process.
+    pub job: Option<Job>,
+    /// What tells this binary from another version, compared between processes.
+    pub binary: String,
 }
 
 /// What happens during a run, as it happens.
@@ -159,13 +164,16 @@ struct Run<'a> {
     training: Stepper,
     evaluation: Stepper,
     /// By pipeline rank: the training and the evaluation program.
-    programs: Vec<Vec<(Arc<Plan>, Arc<Program>)>>,
+    programs: Programs,
     text: Text,
     resume: Option<Checkpoint>,
+    run_dir: PathBuf,
     checkpoints: PathBuf,
     layout: String,
-    /// Of rank 0.
-    metrics: Mutex<MetricsWriter>,
+    /// Of rank 0, in its process.
+    metrics: Mutex<Option<MetricsWriter>>,
+    /// Whether other ranks are in other processes.
+    in_processes: bool,
     observer: &'a (dyn Fn(Event<'_>) + Sync),
 }
 
@@ -188,7 +196,23 @@ pub fn train(
     options: &RunOptions,
     observer: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Summary, TrainError> {
+    let processes = options.job.as_ref().map(Processes::begin).transpose()?;
+    let result = train_here(config, options, processes.as_ref(), observer);
+    if let (Some(processes), Err(error)) = (&processes, &result) {
+        processes.failed(error);
+    }
+    result
+}
+
+/// The part of this process, which is all of it unless there are several.
+fn train_here(
+    config: &Config,
+    options: &RunOptions,
+    processes: Option<&Processes<'_>>,
+    observer: &(dyn Fn(Event<'_>) + Sync),
+) -> Result<Summary, TrainError> {
     let started = Instant::now();
+    let is_first = processes.is_none_or(Processes::is_first);
     let resume = options.resume.as_deref().map(Checkpoint::open_verified).transpose()?;
     let tokenizer = text::tokenizer(config)?;
     let decoder = assemble::decoder(config, Some(tokenizer.vocab_size()))?;
@@ -205,28 +229,38 @@ pub fn train(
     let training = assemble::training(config, &decoder)?;
     let evaluation = assemble::evaluation(config, &decoder)?;
     let arena_bytes = explain::arena_bytes(config)?;
-    explain::check_memory(&arena_bytes)?;
-    let text = text::open_with(config, tokenizer, Path::new(text::CACHE_DIR))?;
+    let open = || text::open_with(config, tokenizer, Path::new(text::CACHE_DIR));
+    let text = match processes {
+        Some(processes) => processes.first_before_others("text", open)?,
+        None => open()?,
+    };
+    let programs = programs(&training, &evaluation)?;
+    match processes {
+        Some(processes) => {
+            let of_this_host = processes.agree(config, &options.binary, &programs, &text, &arena_bytes)?;
+            explain::check_memory(&of_this_host)?;
+        }
+        None => explain::check_memory(&arena_bytes)?,
+    }
     let first_step = resume.as_ref().map_or(0, |c| c.manifest().step) + 1;
     if let Some(missing) = options.metrics.as_deref().and_then(missing_parent) {
         let problem =
             "no such directory: create it, or name a file for --metrics in one that exists".to_owned();
         return Err(TrainError::File { path: missing, problem });
     }
-    let run_dir = match (&options.out, &options.resume) {
-        (Some(out), _) => RunDir::create_at(out)?,
-        (None, Some(resume)) => RunDir::open_for_resume(resume)?,
-        (None, None) => RunDir::create(&options.runs, &config.name)?,
+    let (held, metrics) = match is_first {
+        true => {
+            let (run_dir, metrics) = open_run(config, options, &text, first_step)?;
+            (Some(run_dir), Some(metrics))
+        }
+        false => (None, None),
     };
-    write_beside(run_dir.path(), "config.toml", &config.to_toml())?;
-    write_beside(run_dir.path(), "tokenizer.json", text.tokenizer.json())?;
-    let metrics_path = options.metrics.clone().unwrap_or_else(|| run_dir.metrics());
-    let metrics = match first_step {
-        1 => MetricsWriter::create(&metrics_path)?,
-        _ => MetricsWriter::resume(&metrics_path, first_step - 1)?,
+    let run_dir = match processes {
+        Some(processes) => processes.share_dir(held.as_ref().map(RunDir::path))?,
+        None => held.as_ref().map(|run_dir| run_dir.path().to_path_buf()).unwrap_or_default(),
     };
     let prepared = Prepared {
-        run_dir: run_dir.path().to_path_buf(),
+        run_dir: run_dir.clone(),
         num_parameters: training.graph.num_parameters(),
         world_size: training.plan.mesh.world_size(),
         layout: config.parallel.mesh.to_string(),
@@ -238,17 +272,8 @@ pub fn train(
         seconds: started.elapsed().as_secs_f64(),
         arena_bytes,
     };
-    observer(Event::Prepared(&prepared));
-    let pipeline_ranks = 0..training.plan.mesh.size(Axis::Pp);
-    let programs: Vec<Vec<(Arc<Plan>, Arc<Program>)>> = pipeline_ranks
-        .map(|rank| {
-            let steppers = [&training, &evaluation].into_iter();
-            steppers.map(|s| s.shared(rank, &Chooser::Policy, false)).collect()
-        })
-        .collect::<Result<_, TrainError>>()?;
-    for (which, stepper) in [(TRAIN, &training), (EVALUATE, &evaluation)] {
-        let of_all_stages: Vec<Arc<Program>> = programs.iter().map(|p| p[which].1.clone()).collect();
-        plan::check_world(&stepper.plan, &of_all_stages)?;
+    if is_first {
+        observer(Event::Prepared(&prepared));
     }
     let run = Run {
         config,
@@ -258,22 +283,28 @@ pub fn train(
         evaluation,
         text,
         resume,
-        checkpoints: run_dir.checkpoints(),
+        checkpoints: RunDir::checkpoints_in(&run_dir),
+        run_dir,
         layout: prepared.layout.clone(),
         metrics: Mutex::new(metrics),
+        in_processes: processes.is_some(),
         observer,
     };
     memory::release_freed();
     memory::keep_heap_small();
     let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
-    let outcomes = ranks::run(prepared.world_size, deadline, |world| run.rank(world))?;
-    let outcome = outcomes.into_iter().next().expect("there is a rank 0");
+    let outcomes = match &options.job {
+        Some(job) => ranks::run_in(job, deadline, |world| run.rank(world))?,
+        None => ranks::run(prepared.world_size, deadline, |world| run.rank(world))?,
+    };
+    let outcome = outcomes.into_iter().next().expect("there is a first rank");
     // Before baselines and the sample, which are no part of training.
     let peak_resident_bytes = memory::peak_resident_bytes();
-    let baselines = run.text.heldout.as_ref().map(|h| data::baselines(h.store())).transpose()?;
+    let baselines =
+        run.text.heldout.as_ref().filter(|_| is_first).map(|h| data::baselines(h.store())).transpose()?;
     let sample = match &outcome.checkpoint {
-        Some(checkpoint) => Some(generate::sample(checkpoint, SAMPLE_TOKENS, config.train.seed)?),
-        None => None,
+        Some(checkpoint) if is_first => Some(generate::sample(checkpoint, SAMPLE_TOKENS, config.train.seed)?),
+        _ => None,
     };
     Ok(Summary {
         run_dir: prepared.run_dir,
@@ -287,6 +318,45 @@ pub fn train(
         peak_resident_bytes,
         arena_bytes_total: prepared.arena_bytes.iter().sum(),
     })
+}
+
+/// Plan and Program of every pipeline rank, for training and evaluation.
+type Programs = Vec<Vec<(Arc<Plan>, Arc<Program>)>>;
+
+fn programs(training: &Stepper, evaluation: &Stepper) -> Result<Programs, TrainError> {
+    let programs: Programs = (0..training.plan.mesh.size(Axis::Pp))
+        .map(|rank| {
+            let steppers = [training, evaluation].into_iter();
+            steppers.map(|s| s.shared(rank, &Chooser::Policy, false)).collect()
+        })
+        .collect::<Result<_, TrainError>>()?;
+    for (which, stepper) in [(TRAIN, training), (EVALUATE, evaluation)] {
+        let of_all_stages: Vec<Arc<Program>> = programs.iter().map(|p| p[which].1.clone()).collect();
+        plan::check_world(&stepper.plan, &of_all_stages)?;
+    }
+    Ok(programs)
+}
+
+/// Takes the directory and the metrics file of a run, and writes beside them what describes it.
+fn open_run(
+    config: &Config,
+    options: &RunOptions,
+    text: &Text,
+    first_step: u64,
+) -> Result<(RunDir, MetricsWriter), TrainError> {
+    let run_dir = match (&options.out, &options.resume) {
+        (Some(out), _) => RunDir::create_at(out)?,
+        (None, Some(resume)) => RunDir::open_for_resume(resume)?,
+        (None, None) => RunDir::create(&options.runs, &config.name)?,
+    };
+    write_beside(run_dir.path(), "config.toml", &config.to_toml())?;
+    write_beside(run_dir.path(), "tokenizer.json", text.tokenizer.json())?;
+    let metrics_path = options.metrics.clone().unwrap_or_else(|| run_dir.metrics());
+    let metrics = match first_step {
+        1 => MetricsWriter::create(&metrics_path)?,
+        _ => MetricsWriter::resume(&metrics_path, first_step - 1)?,
+    };
+    Ok((run_dir, metrics))
 }
 
 /// The directory that a file is to be written to, if it does not exist.
@@ -324,7 +394,11 @@ impl Run<'_> {
         if executor.rank() == 0 {
             memory::release_freed();
         }
-        self.steps(&mut executor)
+        let outcome = self.steps(&mut executor);
+        if outcome.is_err() && self.in_processes {
+            processes::write_flight_record(&self.run_dir, executor.world());
+        }
+        outcome
     }
 
     fn steps(&self, executor: &mut Executor) -> Result<Outcome, TrainError> {
@@ -417,7 +491,9 @@ impl Run<'_> {
 
     fn report(&self, executor: &Executor, event: Event<'_>, line: &impl Serialize) -> Result<(), TrainError> {
         if executor.rank() == 0 {
-            self.metrics.lock().expect("only rank 0 locks it").write(line)?;
+            if let Some(metrics) = &mut *self.metrics.lock().expect("only rank 0 locks it") {
+                metrics.write(line)?;
+            }
             (self.observer)(event);
         }
         Ok(())

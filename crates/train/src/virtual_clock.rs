@@ -45,10 +45,13 @@ pub struct VirtualWorld {
     busy: Mutex<bool>,
     free: Condvar,
     /// Moments at which messages were sent, by group, ends and tag.
-    posts: Mutex<HashMap<(String, usize, usize, u64), VecDeque<f64>>>,
+    posts: Mutex<HashMap<Address, VecDeque<f64>>>,
     /// Collectives under way, by group and number.
     meetings: Mutex<HashMap<(String, u64), Meeting>>,
 }
+
+/// Group, sender, receiver and tag of messages that arrive in order.
+type Address = (String, usize, usize, u64);
 
 #[derive(Default)]
 struct Meeting {
@@ -202,7 +205,7 @@ impl Clocked {
         self.clock.world.links.ring_seconds(ranks, rounds, rounds_per_rank as f64 * share * bytes as f64)
     }
 
-    fn post(&self, from: usize, to: usize, tag: u64) -> (String, usize, usize, u64) {
+    fn post(&self, from: usize, to: usize, tag: u64) -> Address {
         (self.inner.name().to_owned(), from, to, tag)
     }
 }

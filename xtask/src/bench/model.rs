@@ -37,8 +37,8 @@ pub const SMALL: Model = Model {
     sequence: 256,
     vocab: 8192,
     batch: 8,
-    warmup: 3,
-    steps: 6,
+    warmup: 2,
+    steps: 5,
     pairs: 15,
 };
 

@@ -88,6 +88,58 @@ fn parity_of_all_layouts_of_two_ranks() {
 }
 
 #[test]
+fn a_profile_accounts_for_the_step_and_leaves_a_trace() {
+    let place = Place::new();
+    std::fs::remove_file(place.path().join("text.txt")).unwrap();
+    let arguments = [
+        "profile",
+        "small.toml",
+        "--mesh",
+        "dp=2,pp=2;num_microbatches=2",
+        "--steps",
+        "2",
+        "--trace",
+        "t.json",
+    ];
+    let report = place.json(&[&arguments[..], &["--json"]].concat());
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value}"));
+    assert_eq!((&report["world_size"], &report["steps"]), (&json!(4), &json!(2)));
+    let classes = report["classes"].as_array().unwrap();
+    let class = |name: &str| classes.iter().find(|c| c["class"] == name).unwrap_or_else(|| panic!("{name}"));
+    let products = class("contract");
+    for key in ["count", "seconds", "gflops", "fraction_of_peak", "gigabytes_per_second"] {
+        assert!(number(&products[key]) > 0.0, "{key} in {products}");
+    }
+    assert!(number(&class("send")["seconds"]) > 0.0 && number(&class("all_reduce")["seconds"]) > 0.0);
+    let communication = &report["communication"];
+    let [all, exposed, hidden] =
+        ["seconds", "exposed_seconds", "hidden_seconds"].map(|key| number(&communication[key]));
+    assert!(exposed > 0.0 && hidden >= 0.0 && (exposed + hidden - all).abs() < 1e-9, "{communication}");
+    // Compute lies side by side on a rank: with what is exposed and the rest it fills the step.
+    let compute: f64 =
+        classes.iter().filter(|c| c["queue"] == "compute").map(|c| number(&c["seconds"])).sum();
+    let step = number(&report["step_seconds"]);
+    assert!((compute + exposed + number(&report["other_seconds"]) - step).abs() < 1e-6 * step, "{report}");
+    let needed = number(&report["executed_over_needed"]);
+    assert!((0.99..1.5).contains(&needed), "no layout does less than the model needs: {needed}");
+    assert!(number(&report["model_flop_utilisation"]) > 0.0);
+    let trace: Value = serde_json::from_slice(&std::fs::read(place.path().join("t.json")).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    for rank in 0..4 {
+        for track in [0, 1] {
+            assert!(events.iter().any(|e| e["pid"] == rank && e["tid"] == track && e["ph"] == "X"));
+        }
+    }
+    let text = place.succeed(&["profile", "small.toml", "--set", "parallel.recompute=full", "--steps", "1"]);
+    for part in ["Time of a rank in a step", "contract", "Model FLOP utilisation"] {
+        assert!(text.contains(part), "no `{part}` in\n{text}");
+    }
+    let refused = place.run(["profile", "small.toml", "--trace", "no/such/t.json"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("give another file to --trace"), "{}", stderr(&refused));
+}
+
+#[test]
 fn schedules_are_timed_and_survive_csv() {
     let place = Place::new();
     let base = ["schedule", "1f1b", "--stages", "4", "--microbatches", "8", "--json", "--csv", "s.csv"];
@@ -128,6 +180,7 @@ fn every_command_has_help_with_an_example() {
         &["generate"],
         &["explain"],
         &["parity"],
+        &["profile"],
         &["schedule"],
         &["data", "prepare"],
         &["tokenizer", "train"],

@@ -2,6 +2,10 @@
 
 mod commands;
 mod kill;
+#[cfg(feature = "gloo")]
+mod launch;
+#[cfg(feature = "mpi")]
+mod launch_mpi;
 mod place;
 mod refusals;
 mod runs;

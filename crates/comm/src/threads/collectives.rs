@@ -1,20 +1,18 @@
 //! What the ranks of a group do once they meet: the data movement of each collective. Starting, numbering and
 //! recording are in `member`.
 
-use super::group::{Claim, Group, INLINE_BYTES};
+use super::group::{Group, INLINE_BYTES};
 use super::patience::Interruption;
+use crate::claim::{Claim, checksum, describe, pack, segment};
 use crate::pending::Ticket;
 use crate::reduce::fold;
 use crate::{Collective, Reduce};
 use memory::{DType, Region, RegionMut};
-use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::Ordering;
 
 /// Between two looks at whether the world has failed, at most so much is moved.
 const STRETCH_BYTES: usize = 4 << 20;
-/// Segments of an all_reduce start at multiples of this, as regions do.
-const SEGMENT_ALIGN: usize = 64;
 
 /// Why a collective ended early.
 pub(super) enum Trouble {
@@ -112,12 +110,6 @@ pub(super) fn execute(
     Ok(())
 }
 
-/// The segment of an all_reduce that a rank reduces: equal parts, rounded up to [`SEGMENT_ALIGN`].
-fn segment(bytes: usize, n: usize, rank: usize) -> Range<usize> {
-    let part = bytes.div_ceil(n).next_multiple_of(SEGMENT_ALIGN);
-    (rank * part).min(bytes)..((rank + 1) * part).min(bytes)
-}
-
 /// What the other ranks share in one operation, and how to read it.
 struct Peers<'g> {
     group: &'g Group,
@@ -190,32 +182,6 @@ impl Peers<'_> {
     }
 }
 
-/// Operation, type, reduction and root in one word.
-fn pack(ticket: &Ticket) -> u64 {
-    let dtype = ticket.dtype.map_or(0xff, |d| d as u64);
-    let reduce = ticket.reduce.map_or(0xff, |r| r as u64);
-    ticket.operation as u64 | dtype << 8 | reduce << 16 | (ticket.peer as u64) << 32
-}
-
-fn describe(claim: Claim) -> Box<str> {
-    use Collective::*;
-    let operation = [AllReduce, ReduceScatter, AllGather, AllToAll, Broadcast, Send, Recv, Barrier, Split]
-        .into_iter()
-        .find(|&c| c as u64 == claim.what & 0xff);
-    let dtype = [DType::F32, DType::F64, DType::BF16, DType::F16, DType::I32]
-        .into_iter()
-        .find(|&d| d as u64 == claim.what >> 8 & 0xff);
-    let reduce = [Reduce::Sum, Reduce::Max].into_iter().find(|&r| r as u64 == claim.what >> 16 & 0xff);
-    let mut text = operation.map_or("unknown", Collective::name).to_string();
-    if let (Some(dtype), Some(reduce)) = (dtype, reduce) {
-        text += &format!("({dtype}, {reduce})");
-    }
-    if operation == Some(Broadcast) {
-        text += &format!("(root {})", claim.what >> 32);
-    }
-    format!("{text} #{} of {} bytes", claim.sequence, claim.bytes).into()
-}
-
 /// Whether all ranks came with the same claim. All ranks see the same headers and fail together.
 fn compare(group: &Group, parity: usize, ours: Claim, rank: usize) -> Result<(), Trouble> {
     let claim = |peer: usize| group.seats[peer].headers[parity].claim();
@@ -238,44 +204,5 @@ fn compare_results(group: &Group, rank: usize, parity: usize, ours: u64) -> Resu
             theirs: format!("one with {:016x}", theirs(peer)).into(),
         }),
         None => Ok(()),
-    }
-}
-
-/// FNV-1a over 8-byte words: enough to tell bits apart, not to resist an attacker.
-fn checksum(bytes: &[u8]) -> u64 {
-    let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x100_0000_01b3).rotate_left(23);
-    let (words, rest) = bytes.as_chunks::<8>();
-    let hash = words.iter().fold(0xcbf2_9ce4_8422_2325, |hash, word| mix(hash, u64::from_ne_bytes(*word)));
-    rest.iter().fold(hash, |hash, &byte| mix(hash, u64::from(byte)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn segments_cover_every_byte_once() {
-        for bytes in [0, 1, 63, 64, 65, 8192, 9000, 100_003] {
-            for n in 1..10 {
-                let mut end = 0;
-                for rank in 0..n {
-                    let s = segment(bytes, n, rank);
-                    assert_eq!(s.start, end);
-                    end = s.end;
-                }
-                assert_eq!(end, bytes);
-            }
-        }
-    }
-
-    #[test]
-    fn one_bit_changes_the_checksum() {
-        let mut bytes = vec![7u8; 1003];
-        let whole = checksum(&bytes);
-        for i in 0..bytes.len() {
-            bytes[i] ^= 1;
-            assert_ne!(checksum(&bytes), whole);
-            bytes[i] ^= 1;
-        }
     }
 }

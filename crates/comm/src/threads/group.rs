@@ -4,6 +4,7 @@
 use super::mailbox::Mailbox;
 use super::patience::{Bed, Interruption};
 use super::world::WorldState;
+use crate::claim::Claim;
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -20,14 +21,6 @@ pub(super) struct Header {
     bytes: AtomicUsize,
     sequence: AtomicU64,
     shared: AtomicPtr<u8>,
-}
-
-/// The part of a header that all ranks must agree on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) what: u64,
-    pub(super) bytes: usize,
-    pub(super) sequence: u64,
 }
 
 impl Header {

@@ -4,7 +4,7 @@
 use super::collectives::{Trouble, execute};
 use super::group::Group;
 use super::patience::Interruption;
-use super::world::{Failure, SplitKey, WorldState, lock};
+use super::world::{Failure, LEFT, SplitKey, WorldState, lock};
 use crate::pending::{Finish, Ticket};
 use crate::recorder::{Outcome, Recorder};
 use crate::{AbortHandle, Collective, CommError, Communicator, OperationRecord, Pending, Place, Reduce};
@@ -224,6 +224,7 @@ impl Member {
         let group = Arc::clone(&self.group.name);
         Place {
             rank: self.group.world_ranks[self.rank],
+            host: None,
             group,
             operation,
             sequence,
@@ -278,7 +279,7 @@ impl Member {
             Trouble::Interrupted(Interruption::Gone(peer)) => {
                 let peer = group.world_ranks[peer];
                 world.fail(Failure::Gone(peer));
-                CommError::PeerGone { place, peer }
+                CommError::PeerGone { place, peer, how: LEFT.into() }
             }
             Trouble::Interrupted(Interruption::Deadline) => {
                 let missing = match ticket.operation {

@@ -58,6 +58,9 @@ impl World {
     }
 }
 
+/// How a thread goes: it returned or panicked.
+pub(super) const LEFT: &str = "it dropped its communicator";
+
 /// The first failure: what every other rank is told.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -149,7 +152,7 @@ impl WorldState {
     /// The error that the world's failure is for an operation at `place`.
     pub(super) fn error(&self, place: Place, group: u64) -> CommError {
         match self.failure.get() {
-            Some(Failure::Gone(peer)) => CommError::PeerGone { place, peer: *peer },
+            Some(Failure::Gone(peer)) => CommError::PeerGone { place, peer: *peer, how: LEFT.into() },
             Some(Failure::Deadline { group: g, sequence, missing, .. })
                 if (*g, *sequence) == (group, place.sequence)
                     && !missing.contains(&place.rank)

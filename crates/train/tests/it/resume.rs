@@ -37,7 +37,8 @@ fn config(text: &Path, optimizer: &str) -> Config {
 }
 
 fn run(config: &Config, dir: &Path, out: &str, resume: Option<PathBuf>) -> Summary {
-    let options = RunOptions { out: Some(dir.join(out)), resume, metrics: None, runs: dir.join("runs") };
+    let options =
+        RunOptions { out: Some(dir.join(out)), resume, runs: dir.join("runs"), ..RunOptions::default() };
     train(config, &options, &|_: Event<'_>| {}).unwrap_or_else(|e| panic!("{e}"))
 }
 

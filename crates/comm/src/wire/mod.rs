@@ -1,0 +1,22 @@
+//! Ranks that share no memory: collectives over messages, the same for every engine that can carry bytes.
+//!
+//! An engine ([`link::Link`]: Gloo, MPI) moves bytes between two ranks and knows nothing else. Here are the envelopes
+//! by which ranks compare what they came for ([`endpoint`]), the movement of each collective ([`collectives`]), the
+//! communicator ([`member`]), and the watch that turns a death, a stop or a silence anywhere into one error
+//! everywhere ([`watch`]). Reductions sum in the order of ranks, so the bits are those of the thread backend.
+//!
+//! A rank waits in one thread at a time; collectives that do not fit an envelope make progress while it waits.
+
+mod collectives;
+mod endpoint;
+mod frame;
+mod hub;
+pub(crate) mod link;
+mod member;
+mod watch;
+
+pub(crate) use endpoint::Endpoint;
+pub(crate) use frame::Failure;
+pub(crate) use hub::HubError;
+pub(crate) use member::world;
+pub(crate) use watch::{Watch, WatchOptions};

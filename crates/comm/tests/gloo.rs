@@ -1,0 +1,323 @@
+//! Gloo against the thread backend: the same bits from every collective, and one error when a rank fails. Ranks are
+//! threads with a Gloo context each; processes are tested with the command.
+
+#![cfg(feature = "gloo")]
+
+use comm::store::{MemoryStore, Store};
+use comm::threads::{Options, World};
+use comm::{Backend, Collective, CommError, Communicator, Job, JoinError, Outcome, Pending, Reduce};
+use memory::{Arena, DType, Span};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+fn job(store: &Arc<dyn Store>, num_processes: usize, ranks_per_process: usize, process: usize) -> Job {
+    Job {
+        backend: Backend::Gloo,
+        store: Arc::clone(store),
+        name: "test".to_owned(),
+        generation: 0,
+        num_processes,
+        process,
+        ranks_per_process,
+        address: "127.0.0.1".parse().unwrap(),
+        host: format!("host{process}"),
+        rendezvous_deadline: Duration::from_secs(20),
+        silence: Duration::from_secs(3),
+        verify: true,
+        flight_recorder: 64,
+        on_stuck: Arc::new(|_| {}),
+    }
+}
+
+/// Runs `body` once per rank over Gloo.
+fn run<R: Send>(n: usize, deadline: f64, body: impl Fn(Box<dyn Communicator>, Arena) -> R + Sync) -> Vec<R> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let (store, body) = (&store, &body);
+    std::thread::scope(|scope| {
+        let rank = |rank| {
+            scope.spawn(move || {
+                let world = job(store, n, 1, rank).join(rank, Duration::from_secs_f64(deadline)).unwrap();
+                body(world, Arena::reserve(64 << 20).unwrap())
+            })
+        };
+        let threads: Vec<_> = (0..n).map(rank).collect();
+        threads.into_iter().map(|t| t.join().expect("no rank panics")).collect()
+    })
+}
+
+fn over_threads<R: Send>(n: usize, body: impl Fn(Box<dyn Communicator>, Arena) -> R + Sync) -> Vec<R> {
+    let body = &body;
+    std::thread::scope(|scope| {
+        let spawn = |c| scope.spawn(move || body(Box::new(c), Arena::reserve(64 << 20).unwrap()));
+        let threads: Vec<_> = World::new(n, Options::default()).into_iter().map(spawn).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    })
+}
+
+fn fill(arena: &Arena, span: Span, dtype: DType, rank: usize) {
+    let mut state = rank as u64 * 0x9e37_79b9_7f4a_7c15 + 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as f64 / f64::from(1u32 << 30) - 1.0) * f64::from(1 << (state >> 20 & 15))
+    };
+    let mut region = arena.write(span).unwrap();
+    match dtype {
+        DType::F32 => region.as_mut_slice::<f32>().iter_mut().for_each(|x| *x = next() as f32),
+        DType::F64 => region.as_mut_slice::<f64>().iter_mut().for_each(|x| *x = next()),
+        _ => region.as_mut_slice::<i32>().iter_mut().for_each(|x| *x = (next() * 1e6) as i32),
+    }
+}
+
+/// The results of every collective at many sizes, in the world and in pairs.
+fn every_collective(c: Box<dyn Communicator>, arena: Arena) -> Vec<Vec<u8>> {
+    let mut results = Vec::new();
+    let n = c.world_size();
+    let half = c.rank() / 2 * 2;
+    let mates: Vec<usize> = (half..(half + 2).min(n)).collect();
+    let pair = c.split(&mates, "tp").unwrap();
+    let again = c.split(&mates, "tp").unwrap();
+    for group in [&c, &pair, &again] {
+        let n = group.world_size();
+        // Empty, one, odd, around the envelope, around a piece, several pieces.
+        for len in [0usize, 1, 7, 1023, 2048, 2049, 5003, 131_072, 400_001] {
+            for dtype in [DType::F32, DType::F64, DType::I32] {
+                let bytes = len * dtype.size_bytes();
+                if n * bytes > 12 << 20 {
+                    continue;
+                }
+                let one = Span::new(0, bytes);
+                let all = Span::new(16 << 20, n * bytes);
+                let result = Span::new(32 << 20, n * bytes);
+                let (read, write) = (|s| arena.read(s).unwrap(), |s| arena.write(s).unwrap());
+                let get = |s: Span| arena.read(s).unwrap().as_slice::<u8>().to_vec();
+                for op in [Reduce::Sum, Reduce::Max] {
+                    fill(&arena, one, dtype, c.rank());
+                    group.all_reduce(write(one), dtype, op).unwrap().wait().unwrap();
+                    results.push(get(one));
+                    fill(&arena, all, dtype, c.rank());
+                    group.reduce_scatter(read(all), write(one), dtype, op).unwrap().wait().unwrap();
+                    results.push(get(one));
+                }
+                fill(&arena, one, dtype, c.rank());
+                group.all_gather(read(one), write(all)).unwrap().wait().unwrap();
+                results.push(get(all));
+                fill(&arena, all, dtype, c.rank());
+                group.all_to_all(read(all), write(result)).unwrap().wait().unwrap();
+                results.push(get(result));
+                fill(&arena, one, dtype, c.rank());
+                group.broadcast(write(one), n - 1).unwrap().wait().unwrap();
+                results.push(get(one));
+                // Around the ring, with a message to oneself in a group of one.
+                fill(&arena, one, dtype, c.rank());
+                let (next, before) = ((group.rank() + 1) % n, (group.rank() + n - 1) % n);
+                group.send(read(one), next, 7).unwrap().wait().unwrap();
+                group.recv(write(result_of(result, bytes)), before, 7).unwrap().wait().unwrap();
+                results.push(get(result_of(result, bytes)));
+            }
+        }
+        group.barrier().unwrap();
+    }
+    results
+}
+
+fn result_of(span: Span, bytes: usize) -> Span {
+    Span::new(span.offset, bytes)
+}
+
+#[test]
+fn every_collective_has_the_bits_of_the_thread_backend() {
+    for n in [1, 2, 3, 4] {
+        assert!(run(n, 20.0, every_collective) == over_threads(n, every_collective), "{n} ranks");
+    }
+}
+
+#[test]
+fn several_may_be_outstanding_and_messages_keep_their_order() {
+    run(3, 20.0, |c, arena| {
+        for round in 0..20u8 {
+            let spans = [(0, 100usize), (1, 40_000), (2, 64), (3, 3_000_000)]
+                .map(|(at, len)| Span::new(at << 22, len));
+            let mut pending: Vec<Pending<'_>> = Vec::new();
+            for span in spans {
+                arena.write(span).unwrap().as_mut_slice::<u8>().fill(round);
+                pending.push(c.broadcast(arena.write(span).unwrap(), 1).unwrap());
+            }
+            pending.into_iter().for_each(|p| p.wait().unwrap());
+            let next = (c.rank() + 1) % 3;
+            for (tag, len) in [(1, 100_000), (0, 8), (1, 16), (0, 900_000)] {
+                let mut data = arena.write(Span::new(20 << 20, len)).unwrap();
+                data.as_mut_slice::<u8>().fill(tag as u8 ^ (len % 251) as u8);
+                drop(data);
+                c.send(arena.read(Span::new(20 << 20, len)).unwrap(), next, tag).unwrap().wait().unwrap();
+            }
+            for (tag, len) in [(0, 8), (0, 900_000), (1, 100_000), (1, 16)] {
+                let span = Span::new(30 << 20, len);
+                c.recv(arena.write(span).unwrap(), (c.rank() + 2) % 3, tag).unwrap().wait().unwrap();
+                let arrived = arena.read(span).unwrap();
+                assert!(arrived.as_slice::<u8>().iter().all(|b| *b == tag as u8 ^ (len % 251) as u8));
+            }
+        }
+    });
+}
+
+fn reduce(c: &dyn Communicator, arena: &Arena, bytes: usize) -> Result<(), CommError> {
+    c.all_reduce(arena.write(Span::new(0, bytes)).unwrap(), DType::F32, Reduce::Sum)?.wait()
+}
+
+#[test]
+fn abort_wakes_every_waiter_soon() {
+    let origin = Instant::now();
+    for _ in 0..5 {
+        let woken = run(4, 20.0, |c, arena| {
+            let pair = c.split(&[c.rank() & 2, c.rank() | 1], "tp").unwrap();
+            c.barrier().unwrap();
+            let error = match c.rank() {
+                0 => {
+                    std::thread::sleep(Duration::from_millis(100));
+                    let before = origin.elapsed();
+                    c.abort_handle().abort("enough");
+                    return before;
+                }
+                1 => reduce(&*pair, &arena, 5 << 20).unwrap_err(),
+                2 => c.recv(arena.write(Span::new(0, 4)).unwrap(), 3, 0).unwrap().wait().unwrap_err(),
+                _ => c.barrier().unwrap_err(),
+            };
+            let woken = origin.elapsed();
+            assert!(matches!(&error, CommError::Aborted { reason, .. } if &**reason == "enough"), "{error}");
+            woken
+        });
+        for rank in 1..4 {
+            assert!(woken[rank].saturating_sub(woken[0]) < Duration::from_millis(100), "{woken:?}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_never_comes_is_named_at_the_deadline() {
+    let errors = run(3, 1.0, |c, arena| {
+        c.barrier().unwrap();
+        if c.rank() == 1 {
+            while !c.abort_handle().is_aborted() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            return None;
+        }
+        Some(reduce(&*c, &arena, 5000).unwrap_err())
+    });
+    let texts: Vec<String> = errors.iter().flatten().map(CommError::to_string).collect();
+    assert!(
+        errors
+            .iter()
+            .flatten()
+            .any(|e| matches!(e, CommError::DeadlineExceeded { missing, .. } if missing == &[1]))
+    );
+    for (error, text) in errors.iter().flatten().zip(&texts) {
+        let place = error.place();
+        assert_eq!((place.operation, place.sequence), (Collective::AllReduce, 1), "{text}");
+        assert!((0.9..3.0).contains(&place.elapsed.as_secs_f64()), "{text}");
+        assert!(text.contains("host") && text.contains("world[0..3]") && text.contains("[1]"), "{text}");
+    }
+}
+
+#[test]
+fn progress_anywhere_keeps_every_wait_alive() {
+    run(3, 1.2, |c, arena| match c.rank() {
+        // Two ranks talk for longer than the deadline; the third waits for one of them all the while.
+        0 | 1 => {
+            let other = 1 - c.rank();
+            let pair = c.split(&[0, 1], "pair").unwrap();
+            for _ in 0..30 {
+                std::thread::sleep(Duration::from_millis(100));
+                pair.barrier().unwrap();
+            }
+            if c.rank() == 0 {
+                c.send(arena.read(Span::new(0, 64)).unwrap(), 2, 0).unwrap().wait().unwrap();
+            }
+            let _ = other;
+        }
+        _ => {
+            let pending = c.recv(arena.write(Span::new(0, 64)).unwrap(), 0, 0).unwrap();
+            pending.wait().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_panic_and_an_early_return_are_told() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let threads: Vec<_> = (0..3)
+        .map(|rank| {
+            let store = Arc::clone(&store);
+            std::thread::spawn(move || {
+                let c = job(&store, 3, 1, rank).join(rank, Duration::from_secs(20)).unwrap();
+                let arena = Arena::reserve(1 << 20).unwrap();
+                if rank == 1 {
+                    std::panic::resume_unwind(Box::new("a bug"));
+                }
+                let begun = Instant::now();
+                let error = reduce(&*c, &arena, 100).unwrap_err();
+                assert!(begun.elapsed() < Duration::from_secs(2));
+                let last = c.recent_operations().pop().unwrap();
+                assert!(matches!(last.outcome, Outcome::Failed(_)));
+                error
+            })
+        })
+        .collect();
+    let mut results = threads.into_iter().map(std::thread::JoinHandle::join);
+    for rank in 0..3 {
+        match results.next().unwrap() {
+            Err(_) => assert_eq!(rank, 1),
+            Ok(error) => {
+                assert!(matches!(error, CommError::PeerGone { peer: 1, .. }), "{error}");
+                assert!(error.to_string().contains("panicked on host1"), "{error}");
+            }
+        }
+    }
+    let errors = run(3, 20.0, |c, arena| (c.rank() != 2).then(|| reduce(&*c, &arena, 100_000).unwrap_err()));
+    for error in errors.into_iter().flatten() {
+        assert!(matches!(error, CommError::PeerGone { peer: 2, .. }), "{error}");
+    }
+}
+
+#[test]
+fn ranks_that_come_with_different_things() {
+    let errors = run(2, 20.0, |c, arena| reduce(&*c, &arena, 800_000 + 8 * c.rank()).unwrap_err());
+    for error in errors {
+        let text = error.to_string();
+        assert!(text.contains("of 800000 bytes") && text.contains("of 800008 bytes"), "{text}");
+    }
+    let errors = run(2, 20.0, |c, arena| {
+        let data = arena.write(Span::new(0, 100 + c.rank())).unwrap();
+        match c.rank() {
+            0 => c.send(arena.read(Span::new(0, 0)).unwrap(), 1, 3).unwrap().wait().err(),
+            _ => c.recv(data, 0, 3).unwrap().wait().err(),
+        }
+    });
+    assert!(errors[1].as_ref().unwrap().to_string().contains("recv of 101 bytes with tag 3"));
+}
+
+#[test]
+fn dropping_a_pending_aborts() {
+    let errors = run(2, 20.0, |c, arena| {
+        if c.rank() == 0 {
+            drop(c.all_reduce(arena.write(Span::new(0, 64_000)).unwrap(), DType::F32, Reduce::Sum).unwrap());
+            return None;
+        }
+        Some(reduce(&*c, &arena, 64_000).unwrap_err().to_string())
+    });
+    assert!(errors[1].as_ref().unwrap().contains("dropped without wait"), "{errors:?}");
+}
+
+#[test]
+fn a_duplicate_and_a_missing_rank() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
+    let late = Job { rendezvous_deadline: Duration::from_millis(300), ..job(&store, 3, 1, 0) };
+    let error = late.join(0, Duration::from_secs(1)).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, JoinError::Missing { missing, .. } if missing == &[1, 2]), "{error}");
+    let error = late.join(0, Duration::from_secs(1)).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, JoinError::Taken { rank: 0, .. }), "{error}");
+    assert!(error.to_string().contains("on host0"), "{error}");
+    // Another generation starts afresh.
+    let next = Job { generation: 1, num_processes: 1, ..late };
+    next.join(0, Duration::from_secs(1)).unwrap().barrier().unwrap();
+}

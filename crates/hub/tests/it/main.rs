@@ -1,0 +1,11 @@
+//! Directories made by `transformers` (`fixtures/make.py`), good and spoilt, read and written.
+
+mod bad_config;
+mod bad_files;
+mod fixtures;
+mod fuzz;
+mod graph_names;
+mod place;
+mod rotary;
+mod round_trip;
+mod variants;
