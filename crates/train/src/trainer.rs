@@ -229,18 +229,19 @@ fn train_here(
     let training = assemble::training(config, &decoder)?;
     let evaluation = assemble::evaluation(config, &decoder)?;
     let arena_bytes = explain::arena_bytes(config)?;
+    if processes.is_none() {
+        explain::check_memory(&arena_bytes)?;
+    }
     let open = || text::open_with(config, tokenizer, Path::new(text::CACHE_DIR));
     let text = match processes {
         Some(processes) => processes.first_before_others("text", open)?,
         None => open()?,
     };
     let programs = programs(&training, &evaluation)?;
-    match processes {
-        Some(processes) => {
-            let of_this_host = processes.agree(config, &options.binary, &programs, &text, &arena_bytes)?;
-            explain::check_memory(&of_this_host)?;
-        }
-        None => explain::check_memory(&arena_bytes)?,
+    if let Some(processes) = processes {
+        // Only together they know which ranks share this host's memory.
+        let of_this_host = processes.agree(config, &options.binary, &programs, &text, &arena_bytes)?;
+        explain::check_memory(&of_this_host)?;
     }
     let first_step = resume.as_ref().map_or(0, |c| c.manifest().step) + 1;
     if let Some(missing) = options.metrics.as_deref().and_then(missing_parent) {
