@@ -22,11 +22,11 @@ cargo xtask TASK
 const MAX_LINES: usize = 600;
 /// Where the project's own source files are.
 const SOURCE_DIRS: [&str; 4] = ["crates", "xtask", "bench", "examples"];
-/// What tests could need beyond the Rust toolchain, and why none of them needs it yet.
+/// What tests could need beyond the Rust toolchain, and why none of these tests needs it.
 const SERVICES: [(&str, &str); 4] = [
     ("GPU", "kernels are for the CPU alone"),
-    ("Gloo", "ranks are threads of one process"),
-    ("MPI", "ranks are threads of one process"),
+    ("Gloo", "a feature: `cargo test --release -p phalanx-comm --features gloo`, with libgloo-dev installed"),
+    ("MPI", "a feature: `cargo test --release -p phalanx-comm --features mpi`, with libopenmpi-dev installed"),
     ("network", "example texts are in the repository"),
 ];
 
@@ -88,7 +88,7 @@ fn test(args: &[String]) -> Result<(), String> {
         false => cargo.env_remove("PHALANX_FULL"),
     };
     for (service, reason) in SERVICES {
-        println!("skipped: no test uses {service} yet ({reason})");
+        println!("skipped: no test here uses {service} ({reason})");
     }
     let selection = if full { "exhaustive" } else { "a pairwise selection (--full takes all)" };
     println!("matrices: {selection}");
