@@ -26,7 +26,10 @@ const SOURCE_DIRS: [&str; 4] = ["crates", "xtask", "bench", "examples"];
 const SERVICES: [(&str, &str); 4] = [
     ("GPU", "kernels are for the CPU alone"),
     ("Gloo", "a feature: `cargo test --release -p phalanx-comm --features gloo`, with libgloo-dev installed"),
-    ("MPI", "a feature: `cargo test --release -p phalanx-comm --features mpi`, with libopenmpi-dev installed"),
+    (
+        "MPI",
+        "a feature: `cargo test --release -p phalanx-comm --features mpi`, with libopenmpi-dev installed",
+    ),
     ("network", "example texts are in the repository"),
 ];
 
