@@ -93,7 +93,7 @@ fn utilisation_counts_what_the_model_needs() {
 #[test]
 fn a_report_reads_well_and_is_json() {
     let text = report().to_string();
-    for part in ["tiny: 2 ranks (dp=2) of 1 thread, f32 on avx2; 2 steps of 4000.00 ms", "0.500 hidden"] {
+    for part in ["tiny: 2 ranks (dp=2) of 1 thread, f32 on avx2; 2 steps of 4000.00 ms", "500.000 hidden"] {
         assert!(text.contains(part), "no `{part}` in\n{text}");
     }
     let json = serde_json::to_value(report()).unwrap();
