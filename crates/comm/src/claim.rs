@@ -30,8 +30,7 @@ pub(crate) fn describe(claim: Claim) -> Box<str> {
     let operation = [AllReduce, ReduceScatter, AllGather, AllToAll, Broadcast, Send, Recv, Barrier, Split]
         .into_iter()
         .find(|&c| c as u64 == claim.what & 0xff);
-    let dtype =
-        [DType::F32, DType::F64, DType::I32].into_iter().find(|&d| d as u64 == claim.what >> 8 & 0xff);
+    let dtype = DType::ALL.into_iter().find(|&d| d as u64 == claim.what >> 8 & 0xff);
     let reduce = [Reduce::Sum, Reduce::Max].into_iter().find(|&r| r as u64 == claim.what >> 16 & 0xff);
     let mut text = operation.map_or("unknown", Collective::name).to_string();
     if let (Some(dtype), Some(reduce)) = (dtype, reduce) {
@@ -41,6 +40,23 @@ pub(crate) fn describe(claim: Claim) -> Box<str> {
         text += &format!("(root {})", claim.what >> 32);
     }
     format!("{text} #{} of {} bytes", claim.sequence, claim.bytes).into()
+}
+
+/// Whether the regions of an operation fit each other in a group of `n`, in whole elements.
+pub(crate) fn sizes_fit(
+    operation: Collective,
+    n: usize,
+    send_bytes: usize,
+    recv_bytes: usize,
+    element_bytes: usize,
+) -> bool {
+    let fit = match operation {
+        Collective::ReduceScatter => recv_bytes.checked_mul(n) == Some(send_bytes),
+        Collective::AllGather => send_bytes.checked_mul(n) == Some(recv_bytes),
+        Collective::AllToAll => send_bytes == recv_bytes && send_bytes.is_multiple_of(n),
+        _ => send_bytes == recv_bytes,
+    };
+    fit && recv_bytes.is_multiple_of(element_bytes)
 }
 
 /// The segment of an all_reduce that a rank reduces: equal parts, rounded up to [`SEGMENT_ALIGN`].
@@ -73,6 +89,15 @@ mod tests {
                 }
                 assert_eq!(end, bytes);
             }
+        }
+    }
+
+    #[test]
+    fn every_element_type_has_a_name_in_a_mismatch() {
+        for dtype in DType::ALL {
+            let what = Collective::AllReduce as u64 | (dtype as u64) << 8 | (Reduce::Max as u64) << 16;
+            let text = describe(Claim { what, bytes: 8, sequence: 3 });
+            assert_eq!(*text, *format!("all_reduce({dtype}, max) #3 of 8 bytes"));
         }
     }
 

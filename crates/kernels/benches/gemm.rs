@@ -36,31 +36,26 @@ struct Operands<S, C> {
     a: Vec<S>,
     b: Vec<S>,
     c: Vec<C>,
-    scratch: Vec<Line>,
+    /// With room to align its start.
+    scratch: Vec<u8>,
 }
-
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code, reason = "read through a cast")] [u8; 64]);
 
 impl<S: Storage<Wide = f32>, C: Storage<Wide = f32>> Operands<S, C> {
     fn new([m, n, k]: [usize; 3], threads: usize) -> Self {
         let values = |len: usize| (0..len).map(|i| S::narrow((i % 17) as f32 / 16.0 - 0.5)).collect();
-        let scratch = gemm_scratch_bytes::<S>(threads, m, n, k).div_ceil(64);
+        let scratch = gemm_scratch_bytes::<S>(threads, m, n, k) + 63;
         Operands {
             a: values(m * k),
             b: values(k * n),
             c: vec![C::default(); m * n],
-            scratch: vec![Line([0; 64]); scratch],
+            scratch: vec![0; scratch],
         }
     }
 
     fn run(&mut self, cpu: &Cpu, product: Product) {
         let ([m, n, k], [trans_a, trans_b]) = (product.extents, product.transposed);
-        // SAFETY: the lines are plain bytes.
-        let scratch = unsafe {
-            std::slice::from_raw_parts_mut(self.scratch.as_mut_ptr().cast::<u8>(), 64 * self.scratch.len())
-        };
+        let start = self.scratch.as_ptr().align_offset(64);
+        let scratch = &mut self.scratch[start..];
         gemm(cpu, m, n, k, &self.a, trans_a, &self.b, trans_b, &mut self.c, false, scratch);
     }
 }

@@ -22,6 +22,9 @@ pub enum DType {
 }
 
 impl DType {
+    /// All of them.
+    pub const ALL: [DType; 5] = [DType::F32, DType::F64, DType::BF16, DType::F16, DType::I32];
+
     /// The size of one element in bytes.
     pub const fn size_bytes(self) -> usize {
         match self {

@@ -39,7 +39,7 @@ pub fn release_freed() {
 }
 
 /// Prepares the allocator for ranks: they allocate next to nothing while they run, so threads that start from now on
-/// share one heap, and what a library frees (the packing buffers of matrix products) goes back to the system instead of
+/// share one heap, and what a library frees goes back to the system instead of
 /// staying with each thread. Does nothing where the allocator has no such settings.
 pub fn keep_heap_small() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -5,6 +5,7 @@ use super::collectives::{Trouble, execute};
 use super::group::Group;
 use super::patience::Interruption;
 use super::world::{Failure, LEFT, SplitKey, WorldState, lock};
+use crate::claim;
 use crate::pending::{Finish, Ticket};
 use crate::recorder::{Outcome, Recorder};
 use crate::{AbortHandle, Collective, CommError, Communicator, OperationRecord, Pending, Place, Reduce};
@@ -60,7 +61,6 @@ impl ThreadCommunicator {
         Ok(Pending::new(Arc::clone(&self.0) as Arc<dyn Finish>, ticket, send, recv))
     }
 
-    /// Checks that `large` is n times `small` and `small` a whole number of elements.
     fn check_sizes(
         &self,
         operation: Collective,
@@ -69,15 +69,7 @@ impl ThreadCommunicator {
         element_bytes: usize,
     ) -> Result<(), CommError> {
         let n = self.world_size();
-        let fits = match operation {
-            Collective::ReduceScatter => recv_bytes.checked_mul(n) == Some(send_bytes),
-            Collective::AllGather => send_bytes.checked_mul(n) == Some(recv_bytes),
-            _ => {
-                send_bytes == recv_bytes
-                    && (operation != Collective::AllToAll || send_bytes.is_multiple_of(n))
-            }
-        };
-        if fits && recv_bytes.is_multiple_of(element_bytes) {
+        if claim::sizes_fit(operation, n, send_bytes, recv_bytes, element_bytes) {
             return Ok(());
         }
         let place = self.0.place(operation, self.0.started.load(Ordering::Relaxed), Instant::now());

@@ -6,6 +6,7 @@ use super::endpoint::{Endpoint, Header, INLINE_BYTES, Kind, PIECE_BYTES};
 use super::frame::Failure;
 use super::link::Link;
 use super::watch::Interruption;
+use crate::claim;
 use crate::pending::{Finish, Ticket};
 use crate::recorder::{Outcome, Recorder};
 use crate::{AbortHandle, Collective, CommError, Communicator, OperationRecord, Pending, Place, Reduce};
@@ -107,7 +108,6 @@ impl<L: Link> WireCommunicator<L> {
         Ok(Pending::new(Arc::clone(member) as Arc<dyn Finish>, ticket, send, recv))
     }
 
-    /// Checks that `large` is n times `small` and `small` a whole number of elements.
     fn check_sizes(
         &self,
         operation: Collective,
@@ -116,15 +116,7 @@ impl<L: Link> WireCommunicator<L> {
         element_bytes: usize,
     ) -> Result<(), CommError> {
         let n = self.world_size();
-        let fits = match operation {
-            Collective::ReduceScatter => recv_bytes.checked_mul(n) == Some(send_bytes),
-            Collective::AllGather => send_bytes.checked_mul(n) == Some(recv_bytes),
-            _ => {
-                send_bytes == recv_bytes
-                    && (operation != Collective::AllToAll || send_bytes.is_multiple_of(n))
-            }
-        };
-        if fits && recv_bytes.is_multiple_of(element_bytes) {
+        if claim::sizes_fit(operation, n, send_bytes, recv_bytes, element_bytes) {
             return Ok(());
         }
         let place = self.0.place(operation, self.0.started.load(Ordering::Relaxed), Instant::now());

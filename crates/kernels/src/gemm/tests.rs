@@ -7,22 +7,20 @@ use crate::testing::random;
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-/// Memory aligned as scratch must be.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code, reason = "read through a cast")] [u8; 64]);
-
-/// `bytes` of scratch in which every float of every type is NaN.
-pub(super) struct Scratch(Vec<Line>, usize);
+/// Scratch, aligned as it must be, in which every float of every type is NaN.
+pub(super) struct Scratch {
+    memory: Vec<u8>,
+    bytes: usize,
+}
 
 impl Scratch {
     pub(super) fn new(bytes: usize) -> Scratch {
-        Scratch(vec![Line([0xff; 64]); bytes.div_ceil(64)], bytes)
+        Scratch { memory: vec![0xff; bytes + 63], bytes }
     }
 
     pub(super) fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the lines are plain bytes, of which there are at least as many.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.1) }
+        let start = self.memory.as_ptr().align_offset(64);
+        &mut self.memory[start..start + self.bytes]
     }
 }
 
