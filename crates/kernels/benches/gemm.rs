@@ -3,7 +3,7 @@
 //! `cargo bench -p phalanx-kernels --bench gemm -- [THREADS] [small|large] [SECONDS per row]`
 
 use half::bf16;
-use phalanx_kernels::{Cpu, InstructionSet, Storage, gemm, gemm_scratch_bytes};
+use phalanx_kernels::{Base, Cpu, InstructionSet, Storage, gemm, gemm_scratch_bytes};
 use std::time::Instant;
 
 /// Tokens, and the extents (input, output) of each linear layer.
@@ -56,7 +56,7 @@ impl<S: Storage<Wide = f32>, C: Storage<Wide = f32>> Operands<S, C> {
         let ([m, n, k], [trans_a, trans_b]) = (product.extents, product.transposed);
         let start = self.scratch.as_ptr().align_offset(64);
         let scratch = &mut self.scratch[start..];
-        gemm(cpu, m, n, k, &self.a, trans_a, &self.b, trans_b, &mut self.c, false, scratch);
+        gemm(cpu, m, n, k, &self.a, trans_a, &self.b, trans_b, &mut self.c, Base::Zero, scratch);
     }
 }
 

@@ -43,7 +43,7 @@ pub use cpu::{Cpu, InstructionSet};
 pub use elementwise::{accumulate, add, add_bias, cast};
 pub use embedding::{NOT_LOCAL, embedding_backward, embedding_forward};
 pub use float::Float;
-pub use gemm::{gemm, gemm_prepacked, gemm_scratch_bytes, pack_weight, packed_len};
+pub use gemm::{Base, gemm, gemm_prepacked, gemm_scratch_bytes, pack_weight, packed_len};
 pub use layout::{pack, unpack};
 pub use loss::{row_max, sum_exp, sum_exp_backward, token_loss, token_loss_backward};
 pub use norm::{NormKind, add_norm_forward, norm_backward_input, norm_backward_weight, norm_forward};

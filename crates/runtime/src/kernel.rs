@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kernels::{AdamStep, Cpu, Float, NamedKey, NormKind, SgdStep, Storage};
+use kernels::{AdamStep, Base, Cpu, Float, NamedKey, NormKind, SgdStep, Storage};
 use memory::{DType, Element, Region, RegionMut};
 
 use crate::executor::StepContext;
@@ -360,7 +360,8 @@ impl Gemm {
         scratch: &mut [u8],
     ) {
         let Gemm { m, n, k, trans_a, trans_b, accumulate } = *self;
-        kernels::gemm(cpu, m, n, k, a, trans_a, b, trans_b, c, accumulate, scratch);
+        let base = if accumulate { Base::Current } else { Base::Zero };
+        kernels::gemm(cpu, m, n, k, a, trans_a, b, trans_b, c, base, scratch);
     }
 }
 

@@ -12,6 +12,7 @@ mod tiles;
 mod weight;
 
 use crate::cpu::Cpu;
+use crate::parts::{CHEAP, min_rows};
 use crate::storage::Storage;
 use std::any::TypeId;
 use std::ops::Range;
@@ -41,6 +42,17 @@ impl<S> View<'_, S> {
 enum Right<'a, S> {
     Plain(View<'a, S>),
     Packed(&'a [S]),
+}
+
+/// What a product is added to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Base<'a, T> {
+    /// Nothing: c is overwritten.
+    Zero,
+    /// What c holds.
+    Current,
+    /// The same row on every row of c: a bias `[n]`. c is overwritten.
+    Row(&'a [T]),
 }
 
 /// The whole of c, which parts of a product write at once, each its own rows and columns.
@@ -89,7 +101,7 @@ fn same_type<A: 'static, B: 'static>() -> bool {
     TypeId::of::<A>() == TypeId::of::<B>()
 }
 
-/// `c = op(a) op(b)`, or `c += op(a) op(b)` with `accumulate`; op transposes where asked.
+/// `c = base + op(a) op(b)`; op transposes where asked.
 ///
 /// Products are summed in the [wide](Storage::Wide) type over all of k, and a `c` of a narrow type is rounded
 /// once. c is divided among the threads; products too small to pay for that stay on the calling thread. The same
@@ -115,12 +127,12 @@ pub fn gemm<S: Storage, C: Storage<Wide = S::Wide>>(
     b: &[S],
     trans_b: bool,
     c: &mut [C],
-    accumulate: bool,
+    base: Base<S::Wide>,
     scratch: &mut [u8],
 ) {
     assert_eq!(b.len(), k * n, "b has the wrong length");
     let b = Right::Plain(View { data: b, stride: if trans_b { k } else { n }, transposed: trans_b });
-    multiply(cpu, [m, n, k], a, trans_a, b, c, accumulate, scratch);
+    multiply(cpu, [m, n, k], a, trans_a, b, c, base, scratch);
 }
 
 /// [`gemm`] of a right factor in either form.
@@ -131,7 +143,7 @@ fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
     trans_a: bool,
     b: Right<S>,
     c: &mut [C],
-    accumulate: bool,
+    base: Base<S::Wide>,
     scratch: &mut [u8],
 ) {
     assert_eq!(a.len(), m * k, "a has the wrong length");
@@ -140,22 +152,36 @@ fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
     if c.is_empty() {
         return;
     }
+    if let Base::Row(row) = base {
+        assert_eq!(row.len(), n, "the bias has the wrong length");
+    }
     if k == 0 {
-        if !accumulate {
-            c.fill(C::default());
+        match base {
+            Base::Zero => c.fill(C::default()),
+            Base::Current => {}
+            Base::Row(row) => c.chunks_exact_mut(n).for_each(|c| {
+                c.iter_mut().zip(row).for_each(|(c, &x)| *c = C::narrow(x));
+            }),
         }
         return;
     }
     let a = View { data: a, stride: if trans_a { m } else { k }, transposed: trans_a };
-    let c = Output { start: c.as_mut_ptr(), stride: n, accumulate };
+    let out = Output { start: c.as_mut_ptr(), stride: n, accumulate: base == Base::Current };
     match b {
         #[cfg(target_arch = "x86_64")]
-        b if tiles::serve::<S>(cpu) => tiles::multiply_on_amx(cpu, [m, n, k], a, b, c, scratch),
-        Right::Plain(b) => panels::multiply(cpu, [m, n, k], a, b, c, scratch),
+        b if tiles::serve::<S>(cpu) => tiles::multiply_on_amx(cpu, [m, n, k], a, b, out, scratch),
+        Right::Plain(b) => panels::multiply(cpu, [m, n, k], a, b, out, scratch),
         Right::Packed(b) => {
             let b = View { data: &b[..k * n], stride: n, transposed: false };
-            panels::multiply(cpu, [m, n, k], a, b, c, scratch);
+            panels::multiply(cpu, [m, n, k], a, b, out, scratch);
         }
+    }
+    if let Base::Row(row) = base {
+        cpu.divide(m, 1, min_rows(CHEAP, n), c, |_, c: &mut [C]| {
+            for c in c.chunks_exact_mut(n) {
+                c.iter_mut().zip(row).for_each(|(c, &x)| *c = C::narrow(c.widen() + x));
+            }
+        });
     }
 }
 

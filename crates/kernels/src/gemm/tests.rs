@@ -43,6 +43,14 @@ fn value<S: Storage>(x: S) -> f64 {
     x.widen().to_f64()
 }
 
+/// What a product is added to, without the numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Zero,
+    Current,
+    Row,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Case {
     m: usize,
@@ -50,20 +58,20 @@ struct Case {
     k: usize,
     trans_a: bool,
     trans_b: bool,
-    accumulate: bool,
+    base: Kind,
     /// Elements before the first of each matrix, so that none is aligned.
     offset: usize,
 }
 
 fn cases(largest: usize) -> impl Strategy<Value = Case> {
-    (0..largest, 0..largest, 0..largest, any::<[bool; 3]>(), 0usize..5).prop_map(
-        |(m, n, k, [trans_a, trans_b, accumulate], offset)| Case {
+    (0..largest, 0..largest, 0..largest, any::<[bool; 2]>(), 0usize..3, 0usize..5).prop_map(
+        |(m, n, k, [trans_a, trans_b], base, offset)| Case {
             m,
             n,
             k,
             trans_a,
             trans_b,
-            accumulate,
+            base: [Kind::Zero, Kind::Current, Kind::Row][base],
             offset,
         },
     )
@@ -80,11 +88,19 @@ fn check<S: Storage, C: Storage<Wide = S::Wide>>(
     sum_epsilon: f64,
     [relative, absolute]: [f64; 2],
 ) {
-    let Case { m, n, k, trans_a, trans_b, accumulate, offset } = case;
+    let Case { m, n, k, trans_a, trans_b, base: kind, offset } = case;
     let a: Vec<S> = narrow(random(1, offset + m * k));
     let b: Vec<S> = narrow(random(2, offset + k * n));
-    let before: Vec<C> =
-        if accumulate { narrow(random(3, offset + m * n)) } else { narrow(vec![f64::NAN; offset + m * n]) };
+    let before: Vec<C> = match kind {
+        Kind::Current => narrow(random(3, offset + m * n)),
+        _ => narrow(vec![f64::NAN; offset + m * n]),
+    };
+    let row: Vec<S::Wide> = narrow(random(4, n));
+    let base = match kind {
+        Kind::Zero => Base::Zero,
+        Kind::Current => Base::Current,
+        Kind::Row => Base::Row(&row),
+    };
     let mut scratch = Scratch::new(gemm_scratch_bytes::<S>(cpu.threads(), m, n, k));
     let mut packed = vec![S::narrow(S::Wide::from_f64(f64::NAN)); packed_len::<S>(k, n)];
     pack_weight(cpu, k, n, &b[offset..], trans_b, &mut packed);
@@ -93,9 +109,9 @@ fn check<S: Storage, C: Storage<Wide = S::Wide>>(
         let (a, b, c_part) = (&a[offset..], &b[offset..], &mut c[offset..]);
         scratch.bytes().fill(0xff);
         if prepacked {
-            gemm_prepacked(cpu, m, n, k, a, trans_a, &packed, c_part, accumulate, scratch.bytes());
+            gemm_prepacked(cpu, m, n, k, a, trans_a, &packed, c_part, base, scratch.bytes());
         } else {
-            gemm(cpu, m, n, k, a, trans_a, b, trans_b, c_part, accumulate, scratch.bytes());
+            gemm(cpu, m, n, k, a, trans_a, b, trans_b, c_part, base, scratch.bytes());
         }
         c
     };
@@ -103,7 +119,11 @@ fn check<S: Storage, C: Storage<Wide = S::Wide>>(
     for i in 0..m {
         for j in 0..n {
             let at = offset + i * n + j;
-            let start = if accumulate { value(before[at]) } else { 0.0 };
+            let start = match kind {
+                Kind::Zero => 0.0,
+                Kind::Current => value(before[at]),
+                Kind::Row => value(row[j]),
+            };
             let terms = (0..k).map(|p| {
                 let x = a[offset + if trans_a { p * m + i } else { i * k + p }];
                 let y = b[offset + if trans_b { j * k + p } else { p * n + j }];
@@ -156,8 +176,9 @@ proptest! {
 
 #[test]
 fn agrees_when_every_extent_takes_several_blocks() {
-    for (trans_a, trans_b, accumulate) in [(false, false, true), (false, true, false), (true, false, true)] {
-        let case = Case { m: 203, n: 131, k: 1041, trans_a, trans_b, accumulate, offset: 1 };
+    let kinds = [(false, false, Kind::Current), (false, true, Kind::Row), (true, false, Kind::Zero)];
+    for (trans_a, trans_b, base) in kinds {
+        let case = Case { m: 203, n: 131, k: 1041, trans_a, trans_b, base, offset: 1 };
         cpus().iter().for_each(|cpu| check_types(cpu, case));
     }
 }
@@ -171,7 +192,7 @@ fn check_propagation<S: Storage, C: Storage<Wide = S::Wide>>(cpu: &Cpu, bad: f64
     let b: Vec<S> = narrow((0..k * n).map(|at| b_of(at / n, at % n)).collect());
     let mut c: Vec<C> = vec![C::default(); m * n];
     let mut scratch = Scratch::new(gemm_scratch_bytes::<S>(cpu.threads(), m, n, k));
-    gemm(cpu, m, n, k, &a, false, &b, false, &mut c, false, scratch.bytes());
+    gemm(cpu, m, n, k, &a, false, &b, false, &mut c, Base::Zero, scratch.bytes());
     for (at, &x) in c.iter().enumerate() {
         let (x, reached) = (value(x), at / n == 5 || at % n == 7);
         let expected = if !reached { x.is_finite() } else { x.is_nan() && bad.is_nan() || x == bad };

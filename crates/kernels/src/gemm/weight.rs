@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
-use super::{Right, View, multiply, same_type};
+use super::{Base, Right, View, multiply, same_type};
 use crate::cpu::Cpu;
 use crate::storage::Storage;
 
@@ -58,9 +58,9 @@ pub fn gemm_prepacked<S: Storage, C: Storage<Wide = S::Wide>>(
     trans_a: bool,
     packed: &[S],
     c: &mut [C],
-    accumulate: bool,
+    base: Base<S::Wide>,
     scratch: &mut [u8],
 ) {
     assert_eq!(packed.len(), packed_len::<S>(k, n), "packed has the wrong length");
-    multiply(cpu, [m, n, k], a, trans_a, Right::Packed(packed), c, accumulate, scratch);
+    multiply(cpu, [m, n, k], a, trans_a, Right::Packed(packed), c, base, scratch);
 }

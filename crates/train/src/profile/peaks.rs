@@ -61,7 +61,7 @@ fn products<S: Storage>(config: &Config) -> Result<f64, TrainError> {
         let offset = scratch.as_ptr().align_offset(64);
         Ok(move || {
             let scratch = &mut scratch[offset..offset + scratch_bytes];
-            kernels::gemm(&cpu, m, n, k, &a, false, &b, false, &mut c, false, scratch);
+            kernels::gemm(&cpu, m, n, k, &a, false, &b, false, &mut c, kernels::Base::Zero, scratch);
             2.0 * (m * n * k) as f64
         })
     };
