@@ -67,6 +67,9 @@ pub enum Op {
     /// `(a, b) -> c`: sum over the dims that `a` and `b` share and `c` lacks. `c` has the other dims of `a`, then
     /// those of `b`.
     Contract,
+    /// `(a, b, bias) -> c`: a contraction with a bias `[dims of b in c]` added before it is rounded. No graph has it:
+    /// fusion makes it in a lowered program.
+    Linear,
     /// `(x, y...) -> z`: sum of operands whose dims are a suffix of those of `x`.
     Add,
     /// `(x) -> y`: sum over the dims that `y` lacks (neighbours in `x`).
@@ -75,6 +78,13 @@ pub enum Op {
     WeightedSum,
     /// `(x, gain, [bias]) -> y`: normalisation over the last dim.
     Norm {
+        /// Which one.
+        kind: NormKind,
+        /// Added to the variance or mean square.
+        eps: f64,
+    },
+    /// `(x, y, gain, [bias]) -> (x + y, norm of it)`. No graph has it: fusion makes it in a lowered program.
+    AddNorm {
         /// Which one.
         kind: NormKind,
         /// Added to the variance or mean square.
@@ -209,10 +219,12 @@ impl Op {
             Op::Embedding => "embedding",
             Op::EmbeddingBackward => "embedding_backward",
             Op::Contract => "contract",
+            Op::Linear => "linear",
             Op::Add => "add",
             Op::Sum => "sum",
             Op::WeightedSum => "weighted_sum",
             Op::Norm { .. } => "norm",
+            Op::AddNorm { .. } => "add_norm",
             Op::NormBackwardInput { .. } => "norm_backward_input",
             Op::NormBackwardWeight { .. } => "norm_backward_weight",
             Op::Rotary { .. } => "rotary",

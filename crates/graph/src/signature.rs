@@ -63,12 +63,15 @@ impl Signature {
         let last = |v: usize| operands[v].last().copied();
         let whole: Vec<Dim> = match op {
             Op::Norm { .. }
+            | Op::AddNorm { .. }
             | Op::NormBackwardInput { .. }
             | Op::NormBackwardWeight { .. }
             | Op::Rotary { .. } => last(0).into_iter().collect(),
             Op::Attention { .. } | Op::AttentionBackward { .. } => {
                 [operands[1].get(1).copied(), last(0)].into_iter().flatten().collect()
             }
+            // Each part of a sum would have the bias.
+            Op::Linear => all.iter().copied().filter(|d| !in_every_result(d)).collect(),
             Op::Rename { from, to } => vec![*from, *to],
             Op::ClipScale { .. } | Op::Stack | Op::Share => all.clone(),
             _ => vec![],
@@ -95,6 +98,7 @@ impl Signature {
             | Op::Dropout { .. }
             | Op::Rename { .. } => vec![vec![0]],
             Op::Contract => vec![vec![0], vec![1]],
+            Op::Linear => vec![vec![0, 2], vec![1, 2]],
             Op::Add | Op::Stack => vec![(0..operands.len()).collect()],
             Op::EmbeddingBackward | Op::NormBackwardWeight { .. } | Op::GeluBackward => vec![vec![1]],
             Op::NormBackwardInput { .. } | Op::SwiGluBackward | Op::TokenLossBackward => vec![vec![2]],

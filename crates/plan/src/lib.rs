@@ -8,6 +8,7 @@
 mod addresses;
 mod check;
 mod error;
+mod fuse;
 mod layout;
 mod legal;
 mod lower;

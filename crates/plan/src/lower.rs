@@ -471,6 +471,7 @@ impl<'a> Lowering<'a> {
             .collect();
         let mut program = Program {
             pipeline_rank: self.pipeline_rank,
+            float: self.plan.float,
             buffers: self.buffers,
             blocks: self.blocks,
             actions,
@@ -489,6 +490,7 @@ impl<'a> Lowering<'a> {
                 |v| matches!(&self.graph.producer(v).op, Op::State(s) if s.kind == StateKind::Moment),
             )
         };
+        crate::fuse::fuse(&mut program);
         crate::addresses::assign(&mut program, &slots.num_slots, moment);
         program
     }

@@ -72,6 +72,27 @@ fn programs(graph: &Graph, parallel: &Parallel, chooser: &Chooser) -> (Plan, Vec
     (plan, programs)
 }
 
+/// How often an operation stands in a Program's blocks.
+fn count(program: &Program, name: &str) -> usize {
+    let instructions = program.blocks.iter().flat_map(|b| &b.instructions);
+    instructions.filter(|i| matches!(i, Instruction::Compute { op, .. } if op.name() == name)).count()
+}
+
+#[test]
+fn biases_and_residuals_are_fused_where_nothing_is_owed() {
+    let whole = Parallel::default();
+    let graph = graph(Family::Gpt2, false, Recompute::None);
+    let (_, programs) = programs(&graph, &whole, &Chooser::Policy);
+    // Of each of 7 layers: q, k, v, the output, both of the feed-forward; then the norm of every sum but the first.
+    assert_eq!([count(&programs[0], "linear"), count(&programs[0], "add_norm")], [7 * 6, 2 * 7]);
+    // Dropout stands between the second products and the residual, so sums of the residual stay additions of two.
+    let tensor = Parallel { tp: 2, ..whole };
+    let plan = Plan::new(&graph, &tensor, DType::F64).unwrap();
+    let program = lower(&graph, &plan, 0, &Chooser::Policy, true).unwrap();
+    // The output and the second of the feed-forward owe a sum, to which a bias is added once, after it is paid.
+    assert_eq!(count(&program, "linear"), 7 * 4);
+}
+
 #[test]
 fn every_layout_lowers_to_a_program_that_the_checker_accepts() {
     for family in [Family::Gpt2, Family::Llama] {

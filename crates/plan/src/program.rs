@@ -368,6 +368,8 @@ impl ProgramMemory {
 pub struct Program {
     /// Position on the pipeline axis.
     pub pipeline_rank: usize,
+    /// Type of parameters, statistics and sums.
+    pub float: DType,
     /// All buffers.
     pub buffers: Vec<Buffer>,
     /// All blocks.

@@ -29,7 +29,7 @@ pub fn scratch_bytes(plan: &Plan, program: &Program, threads: usize) -> usize {
             Op::Attention { .. } | Op::AttentionBackward { .. } => {
                 binder.attention(op, &operands).scratch(threads) * plan.float.size_bytes()
             }
-            Op::Contract => {
+            Op::Contract | Op::Linear => {
                 let Gemm { m, n, k, .. } =
                     binder.contract(operands[0], operands[1], buffers(outputs)[0], false);
                 match operands[0].dtype {
@@ -71,7 +71,9 @@ impl Binder<'_> {
                 local_row: self.local_row(results[0], 0),
             },
             Op::Cast => Kernel::Cast,
-            Op::Contract => Kernel::Gemm(self.contract(operands[0], operands[1], results[0], accumulate)),
+            Op::Contract | Op::Linear => {
+                Kernel::Gemm(self.contract(operands[0], operands[1], results[0], accumulate))
+            }
             Op::Add => Kernel::Add,
             Op::Sum => {
                 let (outer, reduced, inner) = self.reduced(operands[0], results[0]);
@@ -88,6 +90,7 @@ impl Binder<'_> {
                 }
             }
             Op::Norm { kind, eps } => Kernel::Norm { kind: norm_kind(*kind), eps: *eps },
+            Op::AddNorm { kind, eps } => Kernel::AddNorm { kind: norm_kind(*kind), eps: *eps },
             Op::NormBackwardInput { kind, eps } => {
                 Kernel::NormBackwardInput { kind: norm_kind(*kind), eps: *eps }
             }

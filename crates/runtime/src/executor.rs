@@ -96,6 +96,8 @@ pub struct Executor {
     pub(crate) coord: Coord,
     pub(crate) arena: Arena,
     pub(crate) scratch: Span,
+    /// Whether no state was ever written: all are zero, and their pages take no memory.
+    pub(crate) untouched: bool,
     pub(crate) programs: Vec<Bound>,
     pub(crate) cpu: Cpu,
     /// Only while somebody asked for a profile.
@@ -137,6 +139,7 @@ impl Executor {
             coord,
             arena,
             scratch,
+            untouched: true,
             programs: bound,
             cpu,
             recorder: RefCell::new(None),
@@ -217,6 +220,7 @@ impl Executor {
         batch: &mut dyn Batch,
         input: &StepInput<'_>,
     ) -> Result<(), RuntimeError> {
+        self.untouched = false;
         let result = self.step(program, batch, input);
         if let Err(error) = &result {
             self.world.abort_handle().abort(&format!("rank {}: {error}", self.rank()));

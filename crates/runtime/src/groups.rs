@@ -38,7 +38,7 @@ pub(crate) fn connect(
     Ok(groups)
 }
 
-/// Refuses to go on if `fingerprint` is not the same on all ranks of `group`.
+/// Refuses to go on if `fingerprint` is not the same on all ranks of `group`. The arena is left zero where it served.
 pub(crate) fn agree(
     group: &dyn Communicator,
     arena: &Arena,
@@ -54,9 +54,11 @@ pub(crate) fn agree(
         region.as_mut_slice::<i32>()[i + 4] = -part;
     }
     group.all_reduce(region, DType::I32, Reduce::Max)?.wait()?;
-    let region = arena.read(Span { offset: at, len: 32 })?;
-    let all = region.as_slice::<i32>();
-    if (0..4).any(|i| all[i] != -all[i + 4]) {
+    let mut region = arena.write(Span { offset: at, len: 32 })?;
+    let all = region.as_mut_slice::<i32>();
+    let differs = (0..4).any(|i| all[i] != -all[i + 4]);
+    all.fill(0);
+    if differs {
         return Err(RuntimeError::Mismatch { rank: group.rank(), what });
     }
     Ok(())

@@ -65,6 +65,10 @@ pub(crate) enum Kernel {
         kind: NormKind,
         eps: f64,
     },
+    AddNorm {
+        kind: NormKind,
+        eps: f64,
+    },
     NormBackwardInput {
         kind: NormKind,
         eps: f64,
@@ -194,9 +198,14 @@ impl Kernel {
             }
             Kernel::Gemm(gemm) => {
                 let (a, b, scratch) = (x.get::<S>(0), x.get::<S>(1), scratch.as_mut_slice());
+                let base = match x.floats.len() {
+                    3 => Base::Row(x.get(2)),
+                    _ if gemm.accumulate => Base::Current,
+                    _ => Base::Zero,
+                };
                 match results[0].is_wide::<S>() {
-                    true => gemm.run(cpu, a, b, results[0].get::<S::Wide>(), scratch),
-                    false => gemm.run(cpu, a, b, results[0].get::<S>(), scratch),
+                    true => gemm.run(cpu, a, b, base, results[0].get::<S::Wide>(), scratch),
+                    false => gemm.run(cpu, a, b, base, results[0].get::<S>(), scratch),
                 }
             }
             Kernel::Add if results[0].is_wide::<S>() => add::<S::Wide>(cpu, x, &mut results[0]),
@@ -215,6 +224,12 @@ impl Kernel {
             Kernel::Norm { kind, eps } => {
                 let bias = (x.floats.len() > 2).then(|| x.get(2));
                 kernels::norm_forward::<S>(cpu, *kind, *eps, x.get(0), x.get(1), bias, results[0].get());
+            }
+            Kernel::AddNorm { kind, eps } => {
+                let [sum, out] = results else { unreachable!("two results") };
+                let bias = (x.floats.len() > 3).then(|| x.get(3));
+                let (a, b, gain) = (x.get(0), x.get(1), x.get(2));
+                kernels::add_norm_forward::<S>(cpu, *kind, *eps, a, b, gain, bias, sum.get(), out.get());
             }
             Kernel::NormBackwardInput { kind, eps } => {
                 let (gain, dy) = (x.get(1), x.get(2));
@@ -356,11 +371,11 @@ impl Gemm {
         cpu: &Cpu,
         a: &[S],
         b: &[S],
+        base: Base<S::Wide>,
         c: &mut [C],
         scratch: &mut [u8],
     ) {
-        let Gemm { m, n, k, trans_a, trans_b, accumulate } = *self;
-        let base = if accumulate { Base::Current } else { Base::Zero };
+        let Gemm { m, n, k, trans_a, trans_b, .. } = *self;
         kernels::gemm(cpu, m, n, k, a, trans_a, b, trans_b, c, base, scratch);
     }
 }

@@ -123,7 +123,7 @@ fn flops(plan: &Plan, program: &Program, op: &Op, inputs: &[BufferId], outputs: 
     let buffer = |id: &BufferId| program.buffer(*id);
     let elements = |id: &BufferId| buffer(id).len as f64;
     match op {
-        Op::Contract => {
+        Op::Contract | Op::Linear => {
             // Every pair of a row of a and a column of b is summed over the dims that c lacks.
             let (a, c) = (buffer(&inputs[0]), buffer(&outputs[0]));
             let shape = plan.local_shape(&a.dims, &a.layout);

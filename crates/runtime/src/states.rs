@@ -32,9 +32,13 @@ impl Executor {
     /// None in practice; the arena's own.
     pub fn initialise(&mut self, graph: &Graph, seed: u64) -> Result<(), RuntimeError> {
         let states: Vec<(String, BufferId)> = self.programs[0].program.states.clone();
+        let untouched = std::mem::replace(&mut self.untouched, false);
         for (name, id) in states {
             let value = graph.state(&name).ok_or_else(|| RuntimeError::State { name: name.clone() })?;
             let Op::State(state) = &graph.producer(value).op else { unreachable!("a state") };
+            if untouched && state.init == graph::Init::Zeros {
+                continue; // moments: their pages come with the first step
+            }
             let tile = self.state_tile(id);
             let mut region = self.arena.write(self.exact_span(&self.programs[0], id, 0))?;
             match self.programs[0].plan.float {
@@ -94,6 +98,7 @@ impl Executor {
         &mut self,
         mut fill: impl FnMut(&str, &Tile, DType, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.untouched = false;
         let bound = &self.programs[0];
         for (name, id) in &bound.program.states {
             let buffer = bound.program.buffer(*id);

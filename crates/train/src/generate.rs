@@ -37,6 +37,15 @@ pub struct GenerateOptions {
 /// # Errors
 /// A damaged checkpoint, a layout that the model does not admit, an empty prompt where the tokenizer has no start.
 pub fn generate(checkpoint: &Path, options: &GenerateOptions) -> Result<String, TrainError> {
+    let written = continuation(checkpoint, options)?;
+    written.ok_or_else(|| {
+        let remedy = "give some text: this tokenizer has no start token".to_owned();
+        TrainError::Missing { key: "--prompt", remedy }
+    })
+}
+
+/// What the model writes; none if there is nothing to continue, neither a prompt nor a start token.
+fn continuation(checkpoint: &Path, options: &GenerateOptions) -> Result<Option<String>, TrainError> {
     let checkpoint = Checkpoint::open_verified(checkpoint)?;
     let (mut config, tokenizer) = saving::carried(&checkpoint)?;
     if let Some(mesh) = &options.mesh {
@@ -45,18 +54,17 @@ pub fn generate(checkpoint: &Path, options: &GenerateOptions) -> Result<String, 
     let mut prompt: Vec<u32> = tokenizer.start_id().into_iter().collect();
     prompt.extend(tokenizer.encode(&options.prompt)?);
     if prompt.is_empty() {
-        let remedy = "give some text: this tokenizer has no start token".to_owned();
-        return Err(TrainError::Missing { key: "--prompt", remedy });
+        return Ok(None);
     }
     let written = write(&checkpoint, &config, &tokenizer, &prompt, options)?;
-    Ok(tokenizer.decode(&written)?)
+    Ok(Some(tokenizer.decode(&written)?))
 }
 
-/// A short sample from the start of a text, in the layout of the run.
-pub(crate) fn sample(checkpoint: &Path, tokens: usize, seed: u64) -> Result<String, TrainError> {
+/// A short sample from the start of a text, in the layout of the run; none if the tokenizer has no start token.
+pub(crate) fn sample(checkpoint: &Path, tokens: usize, seed: u64) -> Result<Option<String>, TrainError> {
     let options =
         GenerateOptions { tokens, temperature: 0.8, top_k: Some(50), seed, ..GenerateOptions::default() };
-    generate(checkpoint, &options)
+    continuation(checkpoint, &options)
 }
 
 fn write(

@@ -304,7 +304,7 @@ fn train_here(
     let baselines =
         run.text.heldout.as_ref().filter(|_| is_first).map(|h| data::baselines(h.store())).transpose()?;
     let sample = match &outcome.checkpoint {
-        Some(checkpoint) if is_first => Some(generate::sample(checkpoint, SAMPLE_TOKENS, config.train.seed)?),
+        Some(checkpoint) if is_first => generate::sample(checkpoint, SAMPLE_TOKENS, config.train.seed)?,
         _ => None,
     };
     Ok(Summary {
