@@ -162,7 +162,11 @@ pub enum Op {
     /// `(logits, max, targets) -> (sum_exp, target_logit)`: sum of `exp(logit - max)`, and the target's logit.
     SumExp,
     /// `(logits, max, targets, d_sum_exp, d_target_logit) -> d_logits`.
-    SumExpBackward,
+    SumExpBackward {
+        /// The result takes the place of the logits. No graph says so: a lowered program does, where nobody reads
+        /// them again.
+        in_place: bool,
+    },
     /// `(max, sum_exp, target_logit, weights) -> nll`: weighted negative log likelihood of each token.
     TokenLoss,
     /// `(sum_exp, weights, d_nll) -> (d_sum_exp, d_target_logit)`.
@@ -238,7 +242,7 @@ impl Op {
             Op::Rename { .. } => "rename",
             Op::RowMax => "row_max",
             Op::SumExp => "sum_exp",
-            Op::SumExpBackward => "sum_exp_backward",
+            Op::SumExpBackward { .. } => "sum_exp_backward",
             Op::TokenLoss => "token_loss",
             Op::TokenLossBackward => "token_loss_backward",
             Op::SumSquares => "sum_squares",
@@ -260,6 +264,7 @@ impl Op {
         match self {
             Op::Adam { .. } => &[(0, 0), (1, 2), (2, 3)],
             Op::Sgd { .. } => &[(0, 0), (1, 2)],
+            Op::SumExpBackward { in_place: true } => &[(0, 0)],
             _ => &[],
         }
     }

@@ -84,7 +84,7 @@ fn is_narrow(op: &Op, i: usize, first: Option<ValueType>) -> bool {
         | Op::SwiGlu
         | Op::SwiGluBackward
         | Op::Dropout { .. }
-        | Op::SumExpBackward => true,
+        | Op::SumExpBackward { .. } => true,
         // The second result is a statistic.
         Op::Attention { .. } => i == 0,
         Op::Rename { .. } | Op::WeightedSum => first == Some(ValueType::Narrow),

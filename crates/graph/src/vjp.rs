@@ -177,7 +177,8 @@ fn derivative(
             let both = d_outputs.iter().copied().collect::<Option<Vec<_>>>();
             let Some(both) = both else { return Err(no_derivative(node)) };
             let inputs = [x[0], x[1], x[2], both[0], both[1]];
-            result[0] = Some(single(graph, Op::SumExpBackward, "d_logits", &inputs, &like));
+            result[0] =
+                Some(single(graph, Op::SumExpBackward { in_place: false }, "d_logits", &inputs, &like));
         }
         Op::TokenLoss => {
             let like = dims(graph, 1);

@@ -129,7 +129,7 @@ fn loss<S: Storage<Wide = f32>>(bench: &Bench) {
         sum_exp(cpu, &logits, &max, &ids, &index, &index, VOCAB, &mut sums, &mut target);
     });
     bench.time("sum_exp_backward", 2 * bytes, |cpu| {
-        sum_exp_backward(cpu, &logits, &max, &ids, &index, &index, VOCAB, &sums, &target, &mut d_logits);
+        sum_exp_backward(cpu, &mut d_logits, &max, &ids, &index, &index, VOCAB, &sums, &target);
     });
 }
 

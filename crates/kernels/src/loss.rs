@@ -128,13 +128,14 @@ pub fn token_loss<T: Float>(
 /// The gradient of [`sum_exp()`] by the logits, with max held constant:
 /// `d_sum_exp exp(logit - max)`, plus `d_target` at the target's column; padding columns are 0.
 ///
-/// A row whose two cotangents are exactly 0 gets exact zeros, whatever its logits hold.
+/// A row whose two cotangents are exactly 0 gets exact zeros, whatever its logits hold. The gradient takes the place of
+/// the logits.
 ///
 /// # Shape
-/// `logits`, `d_logits` `[rows, vocab_local]`; `max`, `targets`, `d_sum_exp`, `d_target` `[rows]`.
+/// `logits` `[rows, vocab_local]`; `max`, `targets`, `d_sum_exp`, `d_target` `[rows]`.
 pub fn sum_exp_backward<S: Storage>(
     cpu: &Cpu,
-    logits: &[S],
+    logits: &mut [S],
     max: &[S::Wide],
     targets: &[i32],
     local_row: &[u32],
@@ -142,14 +143,12 @@ pub fn sum_exp_backward<S: Storage>(
     vocab_size: usize,
     d_sum_exp: &[S::Wide],
     d_target: &[S::Wide],
-    d_logits: &mut [S],
 ) {
     let num_rows = max.len();
     assert!(
         targets.len() == num_rows && d_sum_exp.len() == num_rows && d_target.len() == num_rows,
         "numbers of rows differ"
     );
-    assert_eq!(d_logits.len(), logits.len(), "d_logits has the wrong length");
     let columns = Columns::new(logits, vocab_index, vocab_size, num_rows);
     let width = vocab_index.len();
     let zero = S::Wide::ZERO;
@@ -157,33 +156,34 @@ pub fn sum_exp_backward<S: Storage>(
         num_rows,
         1,
         min_rows(COSTLY, width),
-        d_logits,
+        logits,
         #[inline(always)]
-        |rows, d_logits| {
-            for (row, d_logits) in rows.zip(d_logits.chunks_exact_mut(width.max(1))) {
+        |rows, logits| {
+            for (row, logits) in rows.zip(logits.chunks_exact_mut(width.max(1))) {
                 let (d, d_target, max) = (d_sum_exp[row], d_target[row], max[row]);
                 if d == zero && d_target == zero {
-                    d_logits.fill(S::narrow(zero));
+                    logits.fill(S::narrow(zero));
                     continue;
                 }
-                let logits = &logits[row * width..][..width];
-                exp_row(logits, vocab_index, columns.size, d, max, d_logits);
-                if let Some(column) = lookup(targets[row], local_row) {
-                    // From the logit again: both terms are added before rounding.
-                    let value = d * Float::exp(logits[column].widen() - max);
-                    d_logits[column] = S::narrow(value + d_target);
+                // From the logit, before it is gone: both terms are added before rounding.
+                let target = lookup(targets[row], local_row);
+                let target =
+                    target.map(|column| (column, d * Float::exp(logits[column].widen() - max) + d_target));
+                exp_row(vocab_index, columns.size, d, max, logits);
+                if let Some((column, value)) = target {
+                    logits[column] = S::narrow(value);
                 }
             }
         },
     );
 }
 
-/// `out = d exp(logit - max)`, 0 for padding. A function, so that compilers see that `out` overlaps nothing.
+/// `x = d exp(x - max)`, 0 for padding.
 #[inline(always)]
-fn exp_row<S: Storage>(logits: &[S], index: &[u32], size: u32, d: S::Wide, max: S::Wide, out: &mut [S]) {
-    for ((out, &x), &index) in out.iter_mut().zip(logits).zip(index) {
+fn exp_row<S: Storage>(index: &[u32], size: u32, d: S::Wide, max: S::Wide, x: &mut [S]) {
+    for (x, &index) in x.iter_mut().zip(index) {
         let value = d * Float::exp(x.widen() - max);
-        *out = S::narrow(if index < size { value } else { S::Wide::ZERO });
+        *x = S::narrow(if index < size { value } else { S::Wide::ZERO });
     }
 }
 
@@ -326,8 +326,8 @@ mod tests {
         token_loss_backward(&scalar(), &sum, &weights, &d_nll, &mut ds, &mut dt);
         let mut gradient = vec![0.0; rows * vocab];
         for (index, local_row, local) in &shards {
-            let mut d = poisoned::<T>(local.len());
-            sum_exp_backward(&scalar(), local, &max, targets, local_row, index, vocab, &ds, &dt, &mut d);
+            let mut d = local.clone();
+            sum_exp_backward(&scalar(), &mut d, &max, targets, local_row, index, vocab, &ds, &dt);
             for row in 0..rows {
                 for (column, &i) in index.iter().enumerate() {
                     let value = d[row * index.len() + column].to_f64();

@@ -96,7 +96,7 @@ fn kernels_allocate_nothing() {
     sum_exp(&cpu, &a, column, &ids, &index, &index, width, &mut x[..rows], &mut y[..rows]);
     token_loss(&cpu, column, column, column, column, &mut x[..rows]);
     token_loss_backward(&cpu, column, column, column, &mut x[..rows], &mut y[..rows]);
-    sum_exp_backward(&cpu, &a, column, &ids, &index, &index, width, column, column, x);
+    sum_exp_backward(&cpu, x, column, &ids, &index, &index, width, column, column);
     adam_with_copy(&cpu, &adam_step, 1.0, x, &a, y, z, Some(&mut half));
     sgd_with_copy(&cpu, &sgd_step, 1.0, x, &a, y, Some(&mut half));
     adam_in_place(&cpu, &adam_step, 1.0, x, &a, y, z);

@@ -17,6 +17,7 @@ mod lower_tests;
 mod plan;
 mod program;
 mod redistribute;
+mod reuse;
 
 pub use check::{check, check_world};
 pub use error::PlanError;

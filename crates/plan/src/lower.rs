@@ -491,6 +491,7 @@ impl<'a> Lowering<'a> {
             )
         };
         crate::fuse::fuse(&mut program);
+        crate::reuse::reuse(&mut program);
         crate::addresses::assign(&mut program, &slots.num_slots, moment);
         program
     }

@@ -94,6 +94,24 @@ fn biases_and_residuals_are_fused_where_nothing_is_owed() {
 }
 
 #[test]
+fn the_gradient_of_the_logits_takes_their_place() {
+    let graph = graph(Family::Gpt2, false, Recompute::None);
+    let gradients = |program: &Program| -> Vec<bool> {
+        let instructions = program.blocks.iter().flat_map(|b| &b.instructions);
+        let of = |i: &Instruction| match i {
+            Instruction::Compute { op: graph::Op::SumExpBackward { in_place }, .. } => Some(*in_place),
+            _ => None,
+        };
+        instructions.filter_map(of).collect()
+    };
+    for parallel in layouts() {
+        let (_, programs) = programs(&graph, &parallel, &Chooser::Policy);
+        let with_loss: Vec<bool> = programs.iter().flat_map(gradients).collect();
+        assert_eq!(with_loss, [true], "{parallel:?}");
+    }
+}
+
+#[test]
 fn every_layout_lowers_to_a_program_that_the_checker_accepts() {
     for family in [Family::Gpt2, Family::Llama] {
         for (tied, recompute) in

@@ -123,14 +123,15 @@ impl Binder<'_> {
                 let (index, size) = self.columns(operands[0]);
                 Kernel::RowMax { index, size }
             }
-            Op::SumExp | Op::SumExpBackward => {
+            Op::SumExp => {
                 let (index, size) = self.columns(operands[0]);
-                let at = operands[0].dims.len() - 1;
-                let local_row = self.local_row(operands[0], at);
-                match op {
-                    Op::SumExp => Kernel::SumExp { index, size, local_row },
-                    _ => Kernel::SumExpBackward { index, size, local_row },
-                }
+                let local_row = self.local_row(operands[0], operands[0].dims.len() - 1);
+                Kernel::SumExp { index, size, local_row }
+            }
+            Op::SumExpBackward { .. } => {
+                let (index, size) = self.columns(results[0]);
+                let local_row = self.local_row(results[0], results[0].dims.len() - 1);
+                Kernel::SumExpBackward { index, size, local_row }
             }
             Op::TokenLoss => Kernel::TokenLoss,
             Op::TokenLossBackward => Kernel::TokenLossBackward,

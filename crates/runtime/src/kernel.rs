@@ -288,10 +288,15 @@ impl Kernel {
                 kernels::sum_exp::<S>(cpu, logits, max, ids, local_row, index, *size, sum_exp, target);
             }
             Kernel::SumExpBackward { index, size, local_row } => {
-                let (logits, max, d_sum, d_target) = (x.get(0), x.get(1), x.get(2), x.get(3));
-                let out = results[0].get();
+                // In place, the logits are in the result already.
+                let (read, rest) = x.floats.split_at(x.floats.len() - 3);
+                let x = Operands { floats: rest, ints: ids };
+                let (max, d_sum, d_target, logits) = (x.get(0), x.get(1), x.get(2), results[0].get::<S>());
+                if let [(from, _)] = read {
+                    logits.copy_from_slice(from.as_slice());
+                }
                 kernels::sum_exp_backward::<S>(
-                    cpu, logits, max, ids, local_row, index, *size, d_sum, d_target, out,
+                    cpu, logits, max, ids, local_row, index, *size, d_sum, d_target,
                 );
             }
             Kernel::TokenLoss => {
