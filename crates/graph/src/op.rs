@@ -187,7 +187,8 @@ pub enum Op {
         /// Largest allowed norm; 0 for none.
         max_norm: f64,
     },
-    /// `(parameter, gradient, first, second, scale, lr, step) -> (parameter, first, second)`, in place.
+    /// `(parameter, gradient, first, second, scale, lr, step) -> (parameter, first, second, [copy])`, in place but for a
+    /// narrow copy of the parameter, which only lowered programs ask for.
     Adam {
         /// Decay of the first moment.
         beta1: f64,
@@ -200,7 +201,7 @@ pub enum Op {
         /// Whether the decay is decoupled.
         decoupled: bool,
     },
-    /// `(parameter, gradient, velocity, scale, lr, step) -> (parameter, velocity)`, in place.
+    /// `(parameter, gradient, velocity, scale, lr, step) -> (parameter, velocity, [copy])`, as [`Op::Adam`].
     Sgd {
         /// Momentum (PyTorch's form).
         momentum: f64,

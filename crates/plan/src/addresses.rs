@@ -13,23 +13,26 @@ pub(crate) fn assign(program: &mut Program, num_slots: &[usize], is_moment: impl
         program.states.iter().filter(|(name, _)| is_moment(name)).map(|(_, b)| *b).collect();
     let accumulators = accumulators(program);
     let states: Vec<BufferId> = program.states.iter().map(|(_, b)| *b).collect();
-    let rest = (0..program.buffers.len() as u32).map(BufferId).filter(|b| !states.contains(b));
-    let state_order: Vec<BufferId> = states.iter().copied().chain(rest).collect();
-    for id in state_order {
+    let outlive: Vec<BufferId> = states.into_iter().chain(program.derived.iter().map(|(_, b)| *b)).collect();
+    let rest = (0..program.buffers.len() as u32).map(BufferId).filter(|b| !outlive.contains(b));
+    let order: Vec<BufferId> = outlive.iter().copied().chain(rest).collect();
+    for id in order {
         let buffer = &mut program.buffers[id.index()];
         if buffer.storage != id {
             continue;
         }
         let region = match buffer.class {
-            Class::State => Region::State,
+            Class::State | Class::Derived => Region::State,
             Class::Step => Region::Step,
             Class::Slot(stage) => Region::Slot(stage),
             Class::Temp => continue,
         };
+        let derived = buffer.class == Class::Derived;
         let offset = next.entry(region).or_default();
         buffer.offset = *offset;
         *offset += buffer.bytes();
         match region {
+            Region::State if derived => memory.buffers_bytes += buffer.bytes(),
             Region::State if moments.contains(&id) => memory.optimizer_bytes += buffer.bytes(),
             Region::State => memory.parameters_bytes += buffer.bytes(),
             Region::Step if accumulators.contains(&id) => memory.gradients_bytes += buffer.bytes(),
@@ -96,7 +99,7 @@ fn classify(program: &mut Program) {
 fn accumulators(program: &Program) -> BTreeSet<BufferId> {
     let storage = |b: &BufferId| program.buffers[b.index()].storage;
     let microbatch_blocks =
-        program.blocks.iter().filter(|b| !matches!(b.phase, Phase::Begin | Phase::Update));
+        program.blocks.iter().filter(|b| !matches!(b.phase, Phase::Derive | Phase::Begin | Phase::Update));
     microbatch_blocks
         .flat_map(|b| &b.instructions)
         .flat_map(|i| i.uses().1)

@@ -24,6 +24,7 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
         checker.content.insert(*buffer, program.buffer(*buffer).layout);
     }
     let order = [
+        Phase::Derive,
         Phase::Begin,
         Phase::Forward,
         Phase::Backward,
@@ -88,8 +89,9 @@ fn collectives_across_stages(plan: &Plan, programs: &[&Program]) -> Result<(), P
     let sequence = |program: &Program, key: &GroupKey| -> Vec<(Collective, usize)> {
         let microbatches =
             program.actions.iter().flat_map(|(a, _)| program.blocks_of(a)).map(|b| &program.blocks[b]);
-        let order = program.block(None, Phase::Begin).into_iter().chain(microbatches);
+        let order = [Phase::Derive, Phase::Begin].into_iter().filter_map(|p| program.block(None, p));
         order
+            .chain(microbatches)
             .chain(program.block(None, Phase::Update))
             .flat_map(|b| &b.instructions)
             .filter_map(|i| match i {

@@ -1,18 +1,19 @@
-//! Fusion, a rewrite of a lowered Program: two neighbouring operations become one kernel where nothing lies between
-//! them. It changes no layout and moves no data, so whatever was legal stays legal; the checker judges the result like
+//! Fusion, a rewrite of a lowered Program: two operations become one kernel where nothing lies between them. It changes no layout and moves no data, so whatever was legal stays legal; the checker judges the result like
 //! any other Program.
 
 use graph::{Dim, Op};
 
-use crate::program::{Block, BufferId, Instruction, Program};
+use crate::program::{Block, BufferId, Instruction, Phase, Program};
 
 /// Fuses, in every block:
 /// - a contraction and the addition of a bias to it ([`Op::Linear`]): the sums are rounded and written once;
-/// - the addition of two values and the norm of their sum ([`Op::AddNorm`]): the sum is not read again.
+/// - the addition of two values and the norm of their sum ([`Op::AddNorm`]): the sum is not read again;
+/// - the update of a parameter and the cast of it that the next step begins with.
 ///
 /// The fused operation stands where the second stood, so the first one's operands must still hold then what they
 /// held, and nobody may have read the first one's result meanwhile.
 pub(crate) fn fuse(program: &mut Program) {
+    copies(program);
     let touches = touches(program);
     for at in 0..program.blocks.len() {
         let mut gone = vec![false; program.blocks[at].instructions.len()];
@@ -26,6 +27,30 @@ pub(crate) fn fuse(program: &mut Program) {
         }
         let mut keep = gone.into_iter().map(|gone| !gone);
         program.blocks[at].instructions.retain(|_| keep.next().expect("one for each"));
+    }
+}
+
+/// Lets updates write the narrow copies of the parameters that they change where these are stored.
+fn copies(program: &mut Program) {
+    let casts = program.block(None, Phase::Derive).map_or(&[][..], |b| &b.instructions);
+    let casts: Vec<(BufferId, BufferId)> = casts
+        .iter()
+        .filter_map(|i| match i {
+            Instruction::Compute { op: Op::Cast, inputs, outputs, .. } => {
+                Some((program.buffer(inputs[0]).storage, outputs[0]))
+            }
+            _ => None,
+        })
+        .collect();
+    let storages: Vec<BufferId> = program.buffers.iter().map(|b| b.storage).collect();
+    for block in program.blocks.iter_mut().filter(|b| b.phase == Phase::Update) {
+        for instruction in &mut block.instructions {
+            if let Instruction::Compute { op: Op::Adam { .. } | Op::Sgd { .. }, outputs, .. } = instruction
+                && let Some((_, copy)) = casts.iter().find(|(of, _)| *of == storages[outputs[0].index()])
+            {
+                outputs.push(*copy);
+            }
+        }
     }
 }
 

@@ -59,6 +59,7 @@ pub(crate) struct Lowering<'a> {
     blocks: Vec<Block>,
     groups: Vec<GroupKey>,
     states: Vec<(String, BufferId)>,
+    derived: Vec<(String, BufferId)>,
     outputs: Vec<(String, BufferId)>,
     num_tickets: usize,
     /// The version of each value that other blocks read.
@@ -98,6 +99,7 @@ impl<'a> Lowering<'a> {
             blocks: vec![],
             groups: vec![],
             states: vec![],
+            derived: vec![],
             outputs: vec![],
             num_tickets: 0,
             canonical: HashMap::new(),
@@ -331,13 +333,14 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    /// Casts a state once per step, in the layout in which it is stored: what is gathered later is narrow already.
+    /// Casts a state where updates do not, in the layout in which it is stored: what is gathered later is narrow already.
     fn cast(&mut self, node: Node) {
-        let block = self.block(None, Phase::Begin);
+        let block = self.block(None, Phase::Derive);
         let state = self.version(node.inputs[0], Role::Forward).expect("a state");
         let dims = self.graph.value(node.outputs[0]).dims.clone();
         let buffer = self.new_buffer(node.outputs[0], &dims, state.layout);
-        self.set_class(buffer, Class::Step);
+        self.set_class(buffer, Class::Derived);
+        self.derived.push((node.name.clone(), buffer));
         self.set_canonical(node.outputs[0], Version { layout: state.layout, buffer });
         let (inputs, outputs) = (vec![state.buffer], vec![buffer]);
         self.emit(
@@ -464,6 +467,7 @@ impl<'a> Lowering<'a> {
             });
         }
         self.states.sort_by(|a, b| a.0.cmp(&b.0));
+        self.derived.sort_by(|a, b| a.0.cmp(&b.0));
         let slots = self.plan.schedule.slots();
         let actions = self.plan.schedule.ranks[self.pipeline_rank]
             .iter()
@@ -477,6 +481,7 @@ impl<'a> Lowering<'a> {
             actions,
             groups: self.groups,
             states: self.states,
+            derived: self.derived,
             outputs: self.outputs,
             num_tickets: self.num_tickets,
             state_bytes: 0,

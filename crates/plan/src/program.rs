@@ -27,6 +27,9 @@ impl BufferId {
 pub enum Class {
     /// Outlives the step; shared by all Programs of a run.
     State,
+    /// Follows from states alone (a narrow copy of a parameter), outlives the step and is shared like them; made anew
+    /// whenever states changed otherwise than by an update that writes it too.
+    Derived,
     /// Lives through one step: accumulators, and results that are read after it.
     Step,
     /// Kept from a microbatch's forward to its backward on this stage: one copy per slot.
@@ -54,7 +57,7 @@ pub struct Buffer {
     pub class: Class,
     /// The buffer whose memory this is: itself, or the one it is another view of.
     pub storage: BufferId,
-    /// Byte offset: from the start of the arena (State), of the step region (Step), of the slot (Slot) or of the
+    /// Byte offset: from the start of the arena (State, Derived), of the step region (Step), of the slot (Slot) or of the
     /// temporary region (Temp).
     pub offset: usize,
 }
@@ -288,6 +291,8 @@ impl Instruction {
 /// Label of a block. Labels order the work of a step; the executor runs whatever blocks the actions name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
+    /// Before anything else, if what is derived from states is out of date.
+    Derive,
     /// Before the first microbatch.
     Begin,
     /// F.
@@ -316,6 +321,7 @@ impl Phase {
     /// Name in listings.
     pub fn name(self) -> &'static str {
         match self {
+            Phase::Derive => "derive",
             Phase::Begin => "begin",
             Phase::Forward => "forward",
             Phase::BackwardInput => "backward_input",
@@ -380,11 +386,13 @@ pub struct Program {
     pub groups: Vec<GroupKey>,
     /// State buffers by name.
     pub states: Vec<(String, BufferId)>,
+    /// Buffers that follow from states alone, by name; they lie behind the states.
+    pub derived: Vec<(String, BufferId)>,
     /// Results that can be read after a step, by name.
     pub outputs: Vec<(String, BufferId)>,
     /// Number of tickets.
     pub num_tickets: usize,
-    /// Bytes of states (the first part of the arena).
+    /// Bytes of states and of what is derived from them (the first part of the arena).
     pub state_bytes: usize,
     /// Bytes of the step region.
     pub step_bytes: usize,
@@ -430,6 +438,14 @@ impl Program {
         whole.into_iter().chain(halves.into_iter().flatten().flatten())
     }
 
+    /// Whether a step's update leaves everything derived up to date.
+    pub fn update_derives(&self) -> bool {
+        let update = self.block(None, Phase::Update).map_or(&[][..], |b| &b.instructions);
+        let written: Vec<BufferId> =
+            update.iter().flat_map(|i| i.uses().1).map(|id| self.buffer(id).storage).collect();
+        self.derived.iter().all(|(_, id)| written.contains(&self.buffer(*id).storage))
+    }
+
     /// The named result.
     pub fn output(&self, name: &str) -> Option<BufferId> {
         self.outputs.iter().find(|(n, _)| n == name).map(|(_, b)| *b)
@@ -448,7 +464,7 @@ impl Program {
         let slots = steps + self.step_bytes;
         let temps = slots + self.slots.iter().map(|s| s.slot_bytes * s.num_slots).sum::<usize>();
         let offset = match buffer.class {
-            Class::State => buffer.offset,
+            Class::State | Class::Derived => buffer.offset,
             Class::Step => steps + buffer.offset,
             Class::Slot(stage) => {
                 let region =

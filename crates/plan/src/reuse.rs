@@ -42,7 +42,7 @@ fn is_last_reader(program: &Program, id: BufferId, block: usize, index: usize) -
     let storage = |id: &BufferId| program.buffer(*id).storage;
     let wanted = storage(&id);
     let order = |phase: Phase| match phase {
-        Phase::Begin => 0,
+        Phase::Derive | Phase::Begin => 0,
         Phase::Forward => 1,
         Phase::Backward | Phase::BackwardInput => 2,
         Phase::BackwardWeight => 3,

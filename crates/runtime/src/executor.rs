@@ -1,6 +1,6 @@
 //! The executor of one rank: arena, communicators, bound programs, and the loop.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -78,6 +78,10 @@ pub(crate) struct Bound {
     blocks: Vec<Vec<Prepared>>,
     /// Communicators by the program's group numbers.
     groups: Vec<GroupKey>,
+    /// Whether what the program derives from states is up to date.
+    pub(crate) derived: Cell<bool>,
+    /// For each program of the rank, whether this one's update leaves what that one derives up to date.
+    keeps_derived: Vec<bool>,
 }
 
 /// What was worked out for an instruction before step 0.
@@ -128,6 +132,7 @@ impl Executor {
             share_states(&first, &programs_tiles(&plan, &coord), &mut program)?;
             bound.push(bind(plan, program, coord));
         }
+        relate(&mut bound);
         let mut keys: BTreeSet<GroupKey> = bound.iter().flat_map(|b| b.groups.iter().cloned()).collect();
         let all: AxisSet = Axis::SPACE.into_iter().collect();
         let stage = GroupKey { axes: all.without(Axis::Pp), pipeline_ranks: None };
@@ -220,7 +225,6 @@ impl Executor {
         batch: &mut dyn Batch,
         input: &StepInput<'_>,
     ) -> Result<(), RuntimeError> {
-        self.untouched = false;
         let result = self.step(program, batch, input);
         if let Err(error) = &result {
             self.world.abort_handle().abort(&format!("rank {}: {error}", self.rank()));
@@ -231,6 +235,10 @@ impl Executor {
     fn step(&self, program: usize, batch: &mut dyn Batch, input: &StepInput<'_>) -> Result<(), RuntimeError> {
         let bound = &self.programs[program];
         let of_rank = |phase| bound.program.blocks.iter().position(|b| b.stage.is_none() && b.phase == phase);
+        if let Some(derive) = of_rank(Phase::Derive).filter(|_| !bound.derived.get()) {
+            self.block(bound, derive, 0, 0, batch, input, program)?;
+        }
+        bound.derived.set(true);
         if let Some(begin) = of_rank(Phase::Begin) {
             self.block(bound, begin, 0, 0, batch, input, program)?;
         }
@@ -242,10 +250,19 @@ impl Executor {
                 self.block(bound, at, *slot, action.microbatch, batch, input, program)?;
             }
         }
-        match of_rank(Phase::Update) {
-            Some(update) => self.block(bound, update, 0, 0, batch, input, program),
-            None => Ok(()),
+        if let Some(update) = of_rank(Phase::Update) {
+            self.block(bound, update, 0, 0, batch, input, program)?;
+            for (other, kept) in self.programs.iter().zip(&bound.keeps_derived) {
+                other.derived.set(*kept);
+            }
         }
+        Ok(())
+    }
+
+    /// From now on everything that follows from states has to be made anew.
+    pub(crate) fn states_changed(&mut self) {
+        self.untouched = false;
+        self.programs.iter().for_each(|bound| bound.derived.set(false));
     }
 
     fn block(
@@ -341,7 +358,7 @@ impl Executor {
         let span = bound.program.span(id, slot);
         let span = Span { len: buffer.len * buffer.dtype.size_bytes(), ..span };
         match buffer.class {
-            Class::State => span,
+            Class::State | Class::Derived => span,
             // Workspaces lie behind the states of all programs, which may be more than this program's.
             _ => {
                 let all = self.programs[0].program.state_bytes;
@@ -422,14 +439,28 @@ fn programs_tiles<'a>(plan: &'a Plan, coord: &'a Coord) -> impl Fn(&Buffer) -> T
     move |buffer| plan.tile(&buffer.dims, &buffer.layout, coord)
 }
 
-/// Gives the states of `program` the addresses that they have in `first`. Ranks share a Program unless this changes it.
+/// Works out which updates leave what other programs derive up to date.
+fn relate(programs: &mut [Bound]) {
+    let names = |bound: &Bound| -> BTreeSet<String> {
+        bound.program.derived.iter().map(|(name, _)| name.clone()).collect()
+    };
+    let all: Vec<BTreeSet<String>> = programs.iter().map(names).collect();
+    for (bound, own) in programs.iter_mut().zip(&all) {
+        let writes_all = bound.program.update_derives();
+        bound.keeps_derived = all.iter().map(|other| writes_all && other.is_subset(own)).collect();
+    }
+}
+
+/// Gives the states of `program`, and what is derived from them, the addresses that they have in `first`. Ranks share a Program unless this changes it.
 fn share_states(
     first: &Program,
     tile: &impl Fn(&Buffer) -> Tile,
     program: &mut Arc<Program>,
 ) -> Result<(), RuntimeError> {
-    for (name, id) in program.states.clone() {
-        let shared = first.states.iter().find(|(n, _)| *n == name).map(|(_, b)| first.buffer(*b));
+    let outlive = |program: &Program| [program.states.clone(), program.derived.clone()].concat();
+    let in_first = outlive(first);
+    for (name, id) in outlive(program) {
+        let shared = in_first.iter().find(|(n, _)| *n == name).map(|(_, b)| first.buffer(*b));
         let own = program.buffer(id);
         match shared {
             Some(shared) if shared.len == own.len && shared.layout.flat_axis() == own.layout.flat_axis() => {
@@ -469,5 +500,5 @@ fn bind(plan: Arc<Plan>, program: Arc<Program>, coord: Coord) -> Bound {
         blocks.push(block.instructions.iter().map(prepare).collect());
     }
     let groups = program.groups.clone();
-    Bound { plan, program, blocks, groups }
+    Bound { plan, program, blocks, groups, derived: Cell::new(false), keeps_derived: vec![] }
 }

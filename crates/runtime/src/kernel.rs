@@ -317,7 +317,7 @@ impl Kernel {
                 (scale.get()[0], norm.get()[0]) = clip(*max_norm, x.get::<S::Wide>(0), loss_scale);
             }
             Kernel::Adam { betas, eps, weight_decay, decoupled, len } => {
-                let [p, first, second] = results else { unreachable!("three results") };
+                let [p, first, second, copy @ ..] = results else { unreachable!("three results or four") };
                 let (g, scale) = (x.get::<S::Wide>(0), x.get::<S::Wide>(1));
                 let (lr, step) = (x.get::<S::Wide>(2), x.get::<S::Wide>(3));
                 if skips(scale[0]) {
@@ -336,10 +336,11 @@ impl Kernel {
                 };
                 let n = *len;
                 let (p, first, second) = (&mut p.get()[..n], &mut first.get()[..n], &mut second.get()[..n]);
-                kernels::adam_in_place(cpu, &adam, scale[0], p, &g[..n], first, second);
+                let copy = copy.first_mut().map(|copy| &mut copy.get::<S>()[..n]);
+                kernels::adam_with_copy(cpu, &adam, scale[0], p, &g[..n], first, second, copy);
             }
             Kernel::Sgd { momentum, nesterov, weight_decay, len } => {
-                let [p, velocity] = results else { unreachable!("two results") };
+                let [p, velocity, copy @ ..] = results else { unreachable!("two results or three") };
                 let (g, scale) = (x.get::<S::Wide>(0), x.get::<S::Wide>(1));
                 let lr = x.get::<S::Wide>(2);
                 if skips(scale[0]) {
@@ -353,7 +354,8 @@ impl Kernel {
                 };
                 let n = *len;
                 let (p, velocity) = (&mut p.get()[..n], &mut velocity.get()[..n]);
-                kernels::sgd_in_place(cpu, &sgd, scale[0], p, &g[..n], velocity);
+                let copy = copy.first_mut().map(|copy| &mut copy.get::<S>()[..n]);
+                kernels::sgd_with_copy(cpu, &sgd, scale[0], p, &g[..n], velocity, copy);
             }
         }
     }

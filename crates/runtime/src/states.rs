@@ -32,7 +32,8 @@ impl Executor {
     /// None in practice; the arena's own.
     pub fn initialise(&mut self, graph: &Graph, seed: u64) -> Result<(), RuntimeError> {
         let states: Vec<(String, BufferId)> = self.programs[0].program.states.clone();
-        let untouched = std::mem::replace(&mut self.untouched, false);
+        let untouched = self.untouched;
+        self.states_changed();
         for (name, id) in states {
             let value = graph.state(&name).ok_or_else(|| RuntimeError::State { name: name.clone() })?;
             let Op::State(state) = &graph.producer(value).op else { unreachable!("a state") };
@@ -98,7 +99,7 @@ impl Executor {
         &mut self,
         mut fill: impl FnMut(&str, &Tile, DType, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.untouched = false;
+        self.states_changed();
         let bound = &self.programs[0];
         for (name, id) in &bound.program.states {
             let buffer = bound.program.buffer(*id);

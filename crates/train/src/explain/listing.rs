@@ -111,6 +111,7 @@ impl Writer<'_> {
         let bytes = size(buffer.len as u64 * element_bytes(buffer.dtype));
         let class = match buffer.class {
             Class::State => " state",
+            Class::Derived => " derived",
             Class::Step => " step",
             Class::Slot(_) => " slot",
             Class::Temp => "",
