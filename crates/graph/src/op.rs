@@ -60,6 +60,12 @@ pub enum Op {
 
     /// `(parameter) -> x`: the parameter in the narrow type, rounded once per step.
     Cast,
+    /// `(matrix) -> matrix`: the right factor of products in the order that their kernel wants. No graph has it: a
+    /// lowered program packs what several microbatches read.
+    Pack {
+        /// The dims that the products sum over.
+        summed: Vec<crate::Dim>,
+    },
     /// `(table, ids) -> rows`: rows of a table; a contraction with one-hot ids.
     Embedding,
     /// `(ids, d_rows) -> d_table`.
@@ -221,6 +227,7 @@ impl Op {
             Op::State(_) => "state",
             Op::Fill(_) => "fill",
             Op::Cast => "cast",
+            Op::Pack { .. } => "pack_weight",
             Op::Embedding => "embedding",
             Op::EmbeddingBackward => "embedding_backward",
             Op::Contract => "contract",

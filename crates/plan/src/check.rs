@@ -223,8 +223,28 @@ impl Checker<'_> {
         };
     }
 
+    /// What was packed for products is read by products alone, as their right factor.
+    fn order_of_elements(&self, instruction: &Instruction) -> Problem {
+        let packed = |id: &BufferId| self.program.buffer(*id).packed;
+        let (mut reads, writes) = instruction.uses();
+        let packs = match instruction {
+            Instruction::Compute { op: Op::Contract | Op::Linear, .. } => {
+                reads.remove(1);
+                false
+            }
+            Instruction::Compute { op, .. } => matches!(op, Op::Pack { .. }),
+            _ => false,
+        };
+        match reads.iter().find(|id| packed(id)) {
+            Some(id) => Err(format!("`{}` is packed for products", self.program.buffer(*id).name)),
+            None if writes.iter().any(|id| packed(id) != packs) => Err("only packing packs".to_owned()),
+            None => Ok(()),
+        }
+    }
+
     fn instruction(&mut self, instruction: &Instruction) -> Problem {
         use Instruction as I;
+        self.order_of_elements(instruction)?;
         match instruction {
             I::Compute { op, inputs, outputs, accumulate, name } => {
                 self.compute(op, inputs, outputs, *accumulate).map_err(|e| format!("{name}: {e}"))?;

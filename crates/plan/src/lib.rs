@@ -14,6 +14,7 @@ mod legal;
 mod lower;
 #[cfg(test)]
 mod lower_tests;
+mod pack;
 mod plan;
 mod program;
 mod redistribute;

@@ -192,6 +192,7 @@ impl<'a> Lowering<'a> {
             dtype,
             len,
             capacity,
+            packed: false,
             class: Class::Temp,
             storage: id,
             offset: 0,
@@ -497,6 +498,9 @@ impl<'a> Lowering<'a> {
         };
         crate::fuse::fuse(&mut program);
         crate::reuse::reuse(&mut program);
+        if self.plan.narrow == DType::BF16 && self.plan.mesh.size(Axis::Mb) > 1 {
+            crate::pack::pack(&mut program, |b| self.plan.local_shape(&b.dims, &b.layout));
+        }
         crate::addresses::assign(&mut program, &slots.num_slots, moment);
         program
     }

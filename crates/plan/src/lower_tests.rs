@@ -5,7 +5,7 @@ use graph::{Graph, Recompute};
 use memory::DType;
 use models::{Decoder, Family, Optimizer, OptimizerKind, Precision, Step, train_step};
 
-use crate::{Chooser, Instruction, Parallel, Plan, PlanError, Program, check, check_world, lower};
+use crate::{BufferId, Chooser, Instruction, Parallel, Plan, PlanError, Program, check, check_world, lower};
 
 fn decoder(family: Family, tied: bool) -> Decoder {
     Decoder {
@@ -166,9 +166,30 @@ fn mixed_precision_lowers_in_every_layout_and_keeps_what_is_summed_wide() {
                 casts.sort_unstable();
                 casts.dedup();
                 assert!(num_casts > 0 && num_casts == casts.len());
+                // An update that changes parameters where they are stored writes their copies too.
+                assert_eq!(program.update_derives(), matches!(parallel.zero, 0 | 3), "{parallel:?}");
+                let several = parallel.num_microbatches > 1 && parallel.zero < 3;
+                assert_eq!(count(program, "pack_weight") > 0, several, "{parallel:?}");
+            }
+            if let Some(mutant) = programs.iter().find_map(reads_packed_as_plain) {
+                let verdict = check(&graph, &plan, &mutant);
+                assert!(matches!(verdict, Err(PlanError::Program { .. })), "{verdict:?}");
             }
         }
     }
+}
+
+/// A Program in which a product reads a packed matrix as its left factor; none if there is none.
+fn reads_packed_as_plain(program: &Program) -> Option<Program> {
+    let packed = program.buffers.iter().position(|b| b.packed)?;
+    let mut mutant = program.clone();
+    for instruction in mutant.blocks.iter_mut().flat_map(|b| &mut b.instructions) {
+        if let Instruction::Compute { op: graph::Op::Contract, inputs, .. } = instruction {
+            inputs[0] = BufferId(packed as u32);
+            return Some(mutant);
+        }
+    }
+    None
 }
 
 #[test]

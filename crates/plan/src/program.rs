@@ -53,6 +53,8 @@ pub struct Buffer {
     pub len: usize,
     /// Local elements with room for gathers of uneven flat shards; at least `len`.
     pub capacity: usize,
+    /// Whether the elements are in the order that products want of a right factor, with room to round extents up.
+    pub packed: bool,
     /// Lifetime.
     pub class: Class,
     /// The buffer whose memory this is: itself, or the one it is another view of.

@@ -71,6 +71,15 @@ impl Binder<'_> {
                 local_row: self.local_row(results[0], 0),
             },
             Op::Cast => Kernel::Cast,
+            Op::Pack { summed } => {
+                let matrix = operands[0];
+                let extent = |inside: bool| -> usize {
+                    let extents = matrix.dims.iter().zip(self.shape(matrix));
+                    extents.filter(|(d, _)| summed.contains(d) == inside).map(|(_, n)| n).product()
+                };
+                let transposed = matrix.dims.first().is_some_and(|d| !summed.contains(d));
+                Kernel::Pack { k: extent(true), n: extent(false), transposed }
+            }
             Op::Contract | Op::Linear => {
                 Kernel::Gemm(self.contract(operands[0], operands[1], results[0], accumulate))
             }
@@ -195,6 +204,7 @@ impl Binder<'_> {
             // a is [m, k] unless its summed dims come first; b is [k, n] if they do.
             trans_a: inner_first(a),
             trans_b: !inner_first(b),
+            packed: b.packed,
             accumulate,
         }
     }

@@ -41,6 +41,12 @@ pub(crate) struct AttentionKeys {
 #[derive(Debug)]
 pub(crate) enum Kernel {
     Cast,
+    /// The right factor `[k, n]` of products, or its transpose.
+    Pack {
+        k: usize,
+        n: usize,
+        transposed: bool,
+    },
     Embedding {
         width: usize,
         local_row: Arc<[u32]>,
@@ -190,6 +196,9 @@ impl Kernel {
         let key = |name: &NamedKey| name.at(context.seed, context.step);
         match self {
             Kernel::Cast => kernels::cast::<S>(cpu, x.get(0), results[0].get()),
+            Kernel::Pack { k, n, transposed } => {
+                kernels::pack_weight::<S>(cpu, *k, *n, x.get(0), *transposed, results[0].get());
+            }
             Kernel::Embedding { width, local_row } => {
                 kernels::embedding_forward::<S>(cpu, ids, local_row, x.get(0), *width, results[0].get());
             }
@@ -369,6 +378,8 @@ pub(crate) struct Gemm {
     pub k: usize,
     pub trans_a: bool,
     pub trans_b: bool,
+    /// Whether b was packed before.
+    pub packed: bool,
     pub accumulate: bool,
 }
 
@@ -383,6 +394,9 @@ impl Gemm {
         scratch: &mut [u8],
     ) {
         let Gemm { m, n, k, trans_a, trans_b, .. } = *self;
+        if self.packed {
+            return kernels::gemm_prepacked(cpu, m, n, k, a, trans_a, b, c, base, scratch);
+        }
         kernels::gemm(cpu, m, n, k, a, trans_a, b, trans_b, c, base, scratch);
     }
 }
