@@ -10,32 +10,28 @@ use std::mem::MaybeUninit;
 pub(super) struct Shape {
     pub(super) rows: usize,
     pub(super) columns: usize,
-    /// A panel of b of this depth stays in the first cache beside what passes it.
-    pub(super) depth: usize,
 }
 
 /// Elements of the largest tile.
 const LARGEST: usize = 12 * 32;
 /// Bytes of the longest vector.
 const LONGEST: usize = 64;
-/// Depth of the deepest panels.
-pub(super) const DEEPEST: usize = 384;
+/// Steps by which the panel of b, which comes from the second cache, is asked for ahead of its use.
+const AHEAD: usize = 10;
 
 impl Shape {
     /// The tile whose sums, with one row of b and an element of a, fill the registers of the instruction set.
     pub(super) const fn of<T: Float>(set: InstructionSet) -> Shape {
         let longest = LONGEST / size_of::<T>();
         match set {
-            InstructionSet::Scalar => Shape { rows: 4, columns: 8, depth: DEEPEST },
-            InstructionSet::Avx2 => Shape { rows: 6, columns: longest, depth: DEEPEST },
-            InstructionSet::Avx512 | InstructionSet::Amx => {
-                Shape { rows: 12, columns: 2 * longest, depth: 256 }
-            }
+            InstructionSet::Scalar => Shape { rows: 4, columns: 8 },
+            InstructionSet::Avx2 => Shape { rows: 6, columns: longest },
+            InstructionSet::Avx512 | InstructionSet::Amx => Shape { rows: 12, columns: 2 * longest },
         }
     }
 }
 
-/// `c = a b`, or `c += a b` with `add`, of packed panels.
+/// `c = base + a b` of packed panels.
 pub(super) struct Multiply<'a, T: Float> {
     pub(super) shape: Shape,
     pub(super) rows: usize,
@@ -48,7 +44,8 @@ pub(super) struct Multiply<'a, T: Float> {
     /// Row-major; `rows` rows of `columns` elements are written.
     pub(super) c: *mut T,
     pub(super) c_stride: usize,
-    pub(super) add: bool,
+    /// What is added: as many rows and columns as c, and the elements from one of its rows to the next.
+    pub(super) base: Option<(*const T, usize)>,
 }
 
 impl<T: Float> WithSimd for Multiply<'_, T> {
@@ -67,32 +64,37 @@ impl<T: Float> WithSimd for Multiply<'_, T> {
 }
 
 impl<T: Float> Multiply<'_, T> {
-    /// Tiles of H rows and W vectors. A panel of b stays in the first cache while all of a passes.
+    /// Tiles of H rows and W vectors. A panel of a stays in the first cache while all of b passes.
     #[inline(always)]
     fn run<S: Simd, const H: usize, const W: usize>(self, simd: S) {
-        let Multiply { shape, rows, columns, depth, a, b, c, c_stride, add } = self;
+        let Multiply { shape, rows, columns, depth, a, b, c, c_stride, base } = self;
         let width = W * (size_of::<T::Vector<S>>() / size_of::<T>());
         assert_eq!([shape.rows, shape.columns], [H, width]);
         let (a_panels, b_panels) = (a.chunks_exact(H * depth), b.chunks_exact(width * depth));
         assert!(a_panels.len() >= rows.div_ceil(H) && b_panels.len() >= columns.div_ceil(width));
         let mut edge = [const { MaybeUninit::<T>::uninit() }; LARGEST];
-        for (column, b) in (0..columns).step_by(width).zip(b_panels) {
-            for (row, a) in (0..rows).step_by(H).zip(a_panels.clone()) {
+        for (row, a) in (0..rows).step_by(H).zip(a_panels) {
+            for (column, b) in (0..columns).step_by(width).zip(b_panels.clone()) {
                 let (height, valid) = (H.min(rows - row), width.min(columns - column));
                 let whole = height == H && valid == width;
                 // SAFETY: the panels hold H and `width` elements for each of `depth` steps. A whole tile lies
                 // inside the rows and columns that the maker of `self` vouches for; of another, only the part
-                // inside is copied there, of `edge` only what `tile` wrote. One call serves both: of two, the compiler keeps one in registers.
+                // inside is copied there, of `edge` only what `tile` wrote. One call serves both: of two, the
+                // compiler keeps one in registers.
                 unsafe {
                     let c = c.add(row * c_stride + column);
+                    let base = base.map(|(base, stride)| (base.add(row * stride + column), stride));
                     let (to, stride) = if whole { (c, c_stride) } else { (edge.as_mut_ptr().cast(), width) };
-                    tile::<T, S, H, W>(simd, depth, a.as_ptr(), b.as_ptr(), to, stride, add && whole);
+                    let (from, from_stride) = base.filter(|_| whole).unwrap_or((std::ptr::null(), 0));
+                    tile::<T, S, H, W>(simd, depth, a.as_ptr(), b.as_ptr(), to, stride, from, from_stride);
                     if !whole {
                         for (i, edge) in edge.chunks_exact(width).take(height).enumerate() {
                             for (j, &sum) in edge[..valid].iter().enumerate() {
-                                let c = c.add(i * c_stride + j);
                                 let sum = sum.assume_init();
-                                *c = if add { *c + sum } else { sum };
+                                *c.add(i * c_stride + j) = match base {
+                                    Some((base, stride)) => *base.add(i * stride + j) + sum,
+                                    None => sum,
+                                };
                             }
                         }
                     }
@@ -106,7 +108,7 @@ impl<T: Float> Multiply<'_, T> {
 ///
 /// # Safety
 /// `a` holds `depth * H` elements, `b` as many rows of W vectors; c has H rows of W vectors, `c_stride` elements
-/// apart, that nothing else reads or writes meanwhile.
+/// apart, that nothing else reads or writes meanwhile. `base` is null, or has such rows too.
 #[inline(always)]
 unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
     simd: S,
@@ -115,17 +117,53 @@ unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
     b: *const T,
     c: *mut T,
     c_stride: usize,
-    add: bool,
+    base: *const T,
+    base_stride: usize,
 ) {
-    for i in 0..H {
-        // Of sums that are added to, or stored beside others, the line is wanted when they are ready.
-        prefetch(c.wrapping_add(i * c_stride));
-    }
     let zero = T::splat(simd, T::ZERO);
     let mut sums = [[zero; W]; H];
     let mut b = b.cast::<[T::Vector<S>; W]>();
-    for _ in 0..depth {
-        // SAFETY: both advance by one of `depth` steps; vectors are plain elements, here read unaligned.
+    // Lines of c come from far: they are asked for one by one, so that those of a and b need not wait for them.
+    let gap = depth / H;
+    for i in 0..H {
+        let c = c.wrapping_add(i * c_stride);
+        prefetch(c);
+        prefetch(c.cast::<T::Vector<S>>().wrapping_add(W - 1));
+        // SAFETY: H gaps are part of the depth.
+        unsafe { (a, b) = steps::<T, S, H, W>(simd, gap, a, b, &mut sums) };
+    }
+    // SAFETY: this is the rest of the depth.
+    unsafe { steps::<T, S, H, W>(simd, depth - gap * H, a, b, &mut sums) };
+    for (i, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: i < H, and the caller vouches for H rows of c and of the base.
+        unsafe {
+            if !base.is_null() {
+                let base = base.add(i * base_stride).cast::<[T::Vector<S>; W]>().read_unaligned();
+                for (sum, base) in sums.iter_mut().zip(base) {
+                    *sum = T::add_vectors(simd, base, *sum);
+                }
+            }
+            c.add(i * c_stride).cast::<[T::Vector<S>; W]>().write_unaligned(*sums);
+        }
+    }
+}
+
+/// Adds `count` steps of the depth to the sums; returns where the next step is.
+///
+/// # Safety
+/// a and b hold so many steps.
+#[inline(always)]
+unsafe fn steps<T: Float, S: Simd, const H: usize, const W: usize>(
+    simd: S,
+    count: usize,
+    mut a: *const T,
+    mut b: *const [T::Vector<S>; W],
+    sums: &mut [[T::Vector<S>; W]; H],
+) -> (*const T, *const [T::Vector<S>; W]) {
+    for _ in 0..count {
+        let ahead = b.wrapping_add(AHEAD).cast::<T::Vector<S>>();
+        (0..W).for_each(|i| prefetch(ahead.wrapping_add(i)));
+        // SAFETY: both advance by one of `count` steps; vectors are plain elements, here read unaligned.
         unsafe {
             let row = b.read_unaligned();
             for (i, sums) in sums.iter_mut().enumerate() {
@@ -137,18 +175,7 @@ unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
             (a, b) = (a.add(H), b.add(1));
         }
     }
-    for (i, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: i < H, and the caller vouches for H rows of c.
-        unsafe {
-            let c = c.add(i * c_stride).cast::<[T::Vector<S>; W]>();
-            if add {
-                for (sum, c) in sums.iter_mut().zip(c.read_unaligned()) {
-                    *sum = T::add_vectors(simd, c, *sum);
-                }
-            }
-            c.write_unaligned(*sums);
-        }
-    }
+    (a, b)
 }
 
 /// Asks for a line of memory ahead of its use.

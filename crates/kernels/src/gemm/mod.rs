@@ -9,6 +9,8 @@ mod panels;
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod turn;
 mod weight;
 
 use crate::cpu::Cpu;
@@ -167,21 +169,24 @@ fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
     }
     let a = View { data: a, stride: if trans_a { m } else { k }, transposed: trans_a };
     let out = Output { start: c.as_mut_ptr(), stride: n, accumulate: base == Base::Current };
+    let bias = if let Base::Row(row) = base { Some(row) } else { None };
     match b {
         #[cfg(target_arch = "x86_64")]
-        b if tiles::serve::<S>(cpu) => tiles::multiply_on_amx(cpu, [m, n, k], a, b, out, scratch),
-        Right::Plain(b) => panels::multiply(cpu, [m, n, k], a, b, out, scratch),
+        b if tiles::serve::<S>(cpu) => {
+            tiles::multiply_on_amx(cpu, [m, n, k], a, b, out, scratch);
+            if let Some(row) = bias {
+                cpu.divide(m, 1, min_rows(CHEAP, n), c, |_, c: &mut [C]| {
+                    for c in c.chunks_exact_mut(n) {
+                        c.iter_mut().zip(row).for_each(|(c, &x)| *c = C::narrow(c.widen() + x));
+                    }
+                });
+            }
+        }
+        Right::Plain(b) => panels::multiply(cpu, [m, n, k], a, b, out, bias, scratch),
         Right::Packed(b) => {
             let b = View { data: &b[..k * n], stride: n, transposed: false };
-            panels::multiply(cpu, [m, n, k], a, b, out, scratch);
+            panels::multiply(cpu, [m, n, k], a, b, out, bias, scratch);
         }
-    }
-    if let Base::Row(row) = base {
-        cpu.divide(m, 1, min_rows(CHEAP, n), c, |_, c: &mut [C]| {
-            for c in c.chunks_exact_mut(n) {
-                c.iter_mut().zip(row).for_each(|(c, &x)| *c = C::narrow(c.widen() + x));
-            }
-        });
     }
 }
 

@@ -2,19 +2,26 @@
 //! The innermost loops are in `micro`.
 
 use super::grid::{Grid, blocks};
-use super::micro::{DEEPEST, Multiply, Shape};
+use super::micro::{Multiply, Shape};
 use super::pack::Pack;
 use super::{Output, Shared, View, same_type};
 use crate::cpu::Cpu;
 use crate::storage::Storage;
 use std::ops::Range;
 
-/// Rows of a block of a, which stays in the second cache; a multiple of every tile's rows.
-const ROWS: usize = 96;
-/// Columns of a block of b, which stays in the last cache; a multiple of every tile's columns.
-const COLUMNS: usize = 1024;
-/// Rows of wide sums of narrow factors kept until they are rounded into a narrow c.
+/// Bytes of a depth of which a panel of a stays in the first cache.
+const DEPTH: usize = 384;
+/// Lanes (rows of a or columns of b) of the factor that is packed once and stays in the second cache; a multiple
+/// of every tile's.
+const KEPT: usize = 672;
+/// Rows of a group of a that passes kept columns of b.
+const ROWS: usize = 48;
+/// Columns of a group of b that passes kept rows of a.
+const COLUMNS: usize = 384;
+/// Rows of wide sums kept until they are rounded into a narrow c.
 const SUM_ROWS: usize = 576;
+/// Columns of them.
+const SUM_COLUMNS: usize = 672;
 /// Multiplications below which a thread more costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 20;
 /// Multiples of every tile's rows and columns.
@@ -22,11 +29,10 @@ const UNIT: [usize; 2] = [12, 32];
 
 /// Elements of one part's packed a, packed b and wide sums.
 fn lengths<S: Storage>([m, n, k]: [usize; 3]) -> [usize; 3] {
-    let depth = k.min(DEEPEST);
-    let rows = m.next_multiple_of(UNIT[0]);
-    let columns = n.next_multiple_of(UNIT[1]).min(COLUMNS);
-    let sums = rows.min(sum_rows::<S>()) * columns;
-    [rows.min(ROWS) * depth, columns * depth, sums].map(|len| len.next_multiple_of(16))
+    let depth = k.min(DEPTH);
+    let [m, n] = [m.next_multiple_of(UNIT[0]), n.next_multiple_of(UNIT[1])];
+    let sums = m.min(sum_rows::<S>()) * n.min(SUM_COLUMNS);
+    [m.min(KEPT) * depth, n.min(KEPT) * depth, sums].map(|len| len.next_multiple_of(16))
 }
 
 /// Bytes of scratch for one part of a product.
@@ -46,6 +52,7 @@ pub(super) fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
     a: View<S>,
     b: View<S>,
     c: Output<C>,
+    bias: Option<&[S::Wide]>,
     scratch: &mut [u8],
 ) {
     let parts = cpu.threads().min(m * n * k / WORTH_A_THREAD).max(1);
@@ -63,7 +70,8 @@ pub(super) fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
             let (packed_a, rest) = share.split_at_mut(lengths[0]);
             let (packed_b, sums) = rest.split_at_mut(lengths[1]);
             let [rows, columns] = grid.part(index);
-            Part { cpu, a, b, c, k, packed_a, packed_b, sums }.multiply(rows, columns);
+            let shape = Shape::of::<S::Wide>(cpu.instruction_set());
+            Part { cpu, shape, a, b, c, k, bias, packed_a, packed_b, sums }.multiply(rows, columns);
         }
     });
 }
@@ -71,10 +79,13 @@ pub(super) fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
 /// What one thread computes with, and into.
 struct Part<'a, S: Storage, C> {
     cpu: &'a Cpu,
+    shape: Shape,
     a: View<'a, S>,
     b: View<'a, S>,
     c: Output<C>,
     k: usize,
+    /// A row that every row of c starts from.
+    bias: Option<&'a [S::Wide]>,
     packed_a: &'a mut [S::Wide],
     packed_b: &'a mut [S::Wide],
     sums: &'a mut [S::Wide],
@@ -82,61 +93,104 @@ struct Part<'a, S: Storage, C> {
 
 impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
     fn multiply(&mut self, rows: Range<usize>, columns: Range<usize>) {
-        for columns in blocks(columns, COLUMNS, UNIT[1]) {
-            if same_type::<C, C::Wide>() {
-                let Output { start, stride, accumulate } = self.c;
-                // C is its own wide type, so this is a pointer to what it always was.
-                let start = start.cast::<S::Wide>().wrapping_add(rows.start * stride + columns.start);
-                self.multiply_into(rows.clone(), columns, Output { start, stride, accumulate });
-            } else {
-                for rows in blocks(rows.clone(), sum_rows::<S>(), UNIT[0]) {
-                    let start = self.sums.as_mut_ptr();
-                    let sums = Output { start, stride: columns.len(), accumulate: false };
-                    self.multiply_into(rows.clone(), columns.clone(), sums);
-                    self.round(rows, columns.clone());
-                }
+        if same_type::<C, C::Wide>() {
+            let Output { start, stride, accumulate } = self.c;
+            // C is its own wide type, so this is a pointer to what it always was.
+            let start = start.cast::<S::Wide>().wrapping_add(rows.start * stride + columns.start);
+            self.multiply_into(rows, columns, Output { start, stride, accumulate });
+            return;
+        }
+        for columns in blocks(columns, SUM_COLUMNS, UNIT[1]) {
+            for rows in blocks(rows.clone(), sum_rows::<S>(), UNIT[0]) {
+                let start = self.sums.as_mut_ptr();
+                let sums = Output { start, stride: columns.len(), accumulate: false };
+                self.multiply_into(rows.clone(), columns.clone(), sums);
+                self.round(rows, columns.clone());
             }
         }
     }
 
     /// Sums over all of k for a block of c, into `out`, whose start is the block's.
+    ///
+    /// Of the longer side, groups pass a block of the other factor that is kept in the second cache.
     fn multiply_into(&mut self, rows: Range<usize>, columns: Range<usize>, out: Output<S::Wide>) {
-        let shape = Shape::of::<S::Wide>(self.cpu.instruction_set());
-        for depths in blocks(0..self.k, shape.depth, 1) {
-            self.cpu.vectorised(Pack {
-                data: &self.b.data
-                    [columns.start * self.b.column_stride() + depths.start * self.b.row_stride()..],
-                lane_stride: self.b.column_stride(),
-                depth_stride: self.b.row_stride(),
-                lanes: columns.len(),
-                depth: depths.len(),
-                width: shape.columns,
-                out: self.packed_b,
-            });
-            for block in blocks(rows.clone(), ROWS, UNIT[0]) {
-                self.cpu.vectorised(Pack {
-                    data: &self.a.data
-                        [block.start * self.a.row_stride() + depths.start * self.a.column_stride()..],
-                    lane_stride: self.a.row_stride(),
-                    depth_stride: self.a.column_stride(),
-                    lanes: block.len(),
-                    depth: depths.len(),
-                    width: shape.rows,
-                    out: self.packed_a,
-                });
-                self.cpu.vectorised(Multiply {
-                    shape,
-                    rows: block.len(),
-                    columns: columns.len(),
-                    depth: depths.len(),
-                    a: self.packed_a,
-                    b: self.packed_b,
-                    c: out.start.wrapping_add((block.start - rows.start) * out.stride),
-                    c_stride: out.stride,
-                    add: out.accumulate || depths.start > 0,
-                });
+        let origin = [rows.start, columns.start];
+        let depths = blocks(0..self.k, DEPTH, 1);
+        if !self.a.transposed {
+            for columns in blocks(columns, KEPT, UNIT[1]) {
+                for depths in depths.clone() {
+                    self.pack_b(&columns, &depths);
+                    for rows in blocks(rows.clone(), ROWS, UNIT[0]) {
+                        self.pack_a(&rows, &depths);
+                        self.block(&rows, &columns, &depths, origin, out);
+                    }
+                }
+            }
+        } else {
+            for rows in blocks(rows, KEPT, UNIT[0]) {
+                for depths in depths.clone() {
+                    self.pack_a(&rows, &depths);
+                    for columns in blocks(columns.clone(), COLUMNS, UNIT[1]) {
+                        self.pack_b(&columns, &depths);
+                        self.block(&rows, &columns, &depths, origin, out);
+                    }
+                }
             }
         }
+    }
+
+    fn pack_a(&mut self, rows: &Range<usize>, depths: &Range<usize>) {
+        let (lane_stride, depth_stride) = (self.a.row_stride(), self.a.column_stride());
+        self.cpu.vectorised(Pack {
+            data: &self.a.data[rows.start * lane_stride + depths.start * depth_stride..],
+            lane_stride,
+            depth_stride,
+            lanes: rows.len(),
+            depth: depths.len(),
+            width: self.shape.rows,
+            out: self.packed_a,
+        });
+    }
+
+    fn pack_b(&mut self, columns: &Range<usize>, depths: &Range<usize>) {
+        let (lane_stride, depth_stride) = (self.b.column_stride(), self.b.row_stride());
+        self.cpu.vectorised(Pack {
+            data: &self.b.data[columns.start * lane_stride + depths.start * depth_stride..],
+            lane_stride,
+            depth_stride,
+            lanes: columns.len(),
+            depth: depths.len(),
+            width: self.shape.columns,
+            out: self.packed_b,
+        });
+    }
+
+    /// Adds the packed depths to a block of `out`, whose first element is at `origin`.
+    fn block(
+        &mut self,
+        rows: &Range<usize>,
+        columns: &Range<usize>,
+        depths: &Range<usize>,
+        origin: [usize; 2],
+        out: Output<S::Wide>,
+    ) {
+        let c = out.start.wrapping_add((rows.start - origin[0]) * out.stride + columns.start - origin[1]);
+        let base = match self.bias {
+            _ if depths.start > 0 || out.accumulate => Some((c.cast_const(), out.stride)),
+            Some(bias) => Some((bias[columns.clone()].as_ptr(), 0)),
+            None => None,
+        };
+        self.cpu.vectorised(Multiply {
+            shape: self.shape,
+            rows: rows.len(),
+            columns: columns.len(),
+            depth: depths.len(),
+            a: self.packed_a,
+            b: self.packed_b,
+            c,
+            c_stride: out.stride,
+            base,
+        });
     }
 
     /// The wide sums of a block, rounded into c.
