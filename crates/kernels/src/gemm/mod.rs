@@ -169,7 +169,10 @@ fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
     let out = Output { start: c.as_mut_ptr(), stride: n, accumulate: base == Base::Current };
     match b {
         #[cfg(target_arch = "x86_64")]
-        b if tiles::serve::<S>(cpu) => tiles::multiply_on_amx(cpu, [m, n, k], a, b, out, scratch),
+        b if tiles::serve::<S>(cpu) => {
+            let bias = if let Base::Row(row) = base { Some(row) } else { None };
+            return tiles::multiply_on_amx(cpu, [m, n, k], a, b, out, bias, scratch);
+        }
         Right::Plain(b) => panels::multiply(cpu, [m, n, k], a, b, out, scratch),
         Right::Packed(b) => {
             let b = View { data: &b[..k * n], stride: n, transposed: false };
