@@ -14,7 +14,6 @@ mod turn;
 mod weight;
 
 use crate::cpu::Cpu;
-use crate::parts::{CHEAP, min_rows};
 use crate::storage::Storage;
 use std::any::TypeId;
 use std::ops::Range;
@@ -173,14 +172,7 @@ fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
     match b {
         #[cfg(target_arch = "x86_64")]
         b if tiles::serve::<S>(cpu) => {
-            tiles::multiply_on_amx(cpu, [m, n, k], a, b, out, scratch);
-            if let Some(row) = bias {
-                cpu.divide(m, 1, min_rows(CHEAP, n), c, |_, c: &mut [C]| {
-                    for c in c.chunks_exact_mut(n) {
-                        c.iter_mut().zip(row).for_each(|(c, &x)| *c = C::narrow(c.widen() + x));
-                    }
-                });
-            }
+            tiles::multiply_on_amx(cpu, [m, n, k], a, b, out, bias, scratch);
         }
         Right::Plain(b) => panels::multiply(cpu, [m, n, k], a, b, out, bias, scratch),
         Right::Packed(b) => {

@@ -1,11 +1,12 @@
 //! Products of bf16 on tiles: the loops over blocks that fit the caches. Instructions are in `unit`, the orders
-//! of packed squares in `square`.
+//! of packed squares in `square`, the sizes of blocks in `plan`.
 //!
-//! A block of c as large as the second cache allows is summed over all of k before the next begins: c is written
-//! once, and both factors are read from beyond that cache as seldom as possible. Within it the depth is cut so
-//! that a panel of b stays in the first cache while rows of a pass; between cuts the sums wait in scratch.
+//! A panel of a, 32 rows deep as a cut, stays in the first cache while the panels of b that the second one holds
+//! pass it; between cuts sums wait in scratch. Rows of a narrow c are rounded from a patch of sums while the tiles
+//! compute the next.
 
 mod panel;
+mod plan;
 mod square;
 #[cfg(test)]
 mod tests;
@@ -17,37 +18,19 @@ use crate::cpu::{Cpu, InstructionSet};
 use crate::storage::Storage;
 use half::{bf16, f16};
 use panel::Source;
+use plan::{DEPTH, Plan};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use unit::{Amx, Block, SIDE, SQUARE, STEP, Unit};
+use unit::{Amx, Block, MOST_AHEAD, SIDE, SQUARE, STEP, Sums, Unit};
 
-/// Rows and columns of a block of c: its sums and a cut of its factors fill two thirds of 2 MB.
-const BLOCK: usize = 384;
-/// Depth of a cut: a panel of b is 32 KB.
-const DEPTH: usize = 512;
-/// Greatest depth of which a packed factor is kept while blocks along the other one pass.
-const KEPT: usize = 4096;
 /// Multiplications below which a thread more costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 24;
 /// Elements to pack below which a thread more costs more than it saves.
 const WORTH_A_THREAD_TO_PACK: usize = 1 << 16;
 
-/// Elements of one part's packed a and packed b, and of its sums.
-fn lengths([m, n, k]: [usize; 3]) -> [usize; 3] {
-    let [m, n] = [m, n].map(|extent| extent.next_multiple_of(SIDE).min(BLOCK));
-    let depth = kept_depth(k);
-    [m * depth, n * depth, if k > DEPTH { m * n } else { 0 }]
-}
-
-/// Depth that packed factors have room for.
-fn kept_depth(k: usize) -> usize {
-    if k <= KEPT { k.next_multiple_of(STEP) } else { DEPTH }
-}
-
 /// Bytes of scratch for one part of a product; a multiple of 64.
 pub(super) fn scratch_bytes(extents: [usize; 3]) -> usize {
-    let [a, b, sums] = lengths(extents);
-    (a + b) * size_of::<bf16>() + sums * size_of::<f32>()
+    Plan::new(extents).scratch_bytes()
 }
 
 /// Whether products of S are computed here.
@@ -55,17 +38,18 @@ pub(super) fn serve<S: 'static>(cpu: &Cpu) -> bool {
     cpu.instruction_set() == InstructionSet::Amx && same_type::<S, bf16>()
 }
 
-/// The product on all threads of `cpu`, which this module [serves](serve); `scratch` holds [`scratch_bytes`] for
-/// each.
+/// The product on all threads of `cpu`, which this module [serves](serve), with `bias` added to each row of a c
+/// that is overwritten; `scratch` holds [`scratch_bytes`] for each.
 pub(super) fn multiply_on_amx<S: Storage, C: Storage<Wide = S::Wide>>(
     cpu: &Cpu,
     extents: [usize; 3],
     a: View<S>,
     b: Right<S>,
     c: Output<C>,
+    bias: Option<&[S::Wide]>,
     scratch: &mut [u8],
 ) {
-    assert!(serve::<S>(cpu));
+    assert!(serve::<S>(cpu) && same_type::<S::Wide, f32>());
     fn of<C, T>(c: Output<C>) -> Output<T> {
         Output { start: c.start.cast(), stride: c.stride, accumulate: c.accumulate }
     }
@@ -76,15 +60,16 @@ pub(super) fn multiply_on_amx<S: Storage, C: Storage<Wide = S::Wide>>(
         }
         Right::Packed(b) => Right::Packed(bf16_of(b)),
     };
-    // SAFETY: a `Cpu` has only instructions that the machine has; c is cast to what it is.
+    // SAFETY: a `Cpu` has only instructions that the machine has; c and the bias are cast to what they are.
     unsafe {
+        let bias = bias.map(|bias| std::slice::from_raw_parts(bias.as_ptr().cast::<f32>(), bias.len()));
         if same_type::<C, f32>() {
-            multiply::<Amx, f32>(cpu, extents, a, b, of(c), scratch);
+            multiply::<Amx, f32>(cpu, extents, a, b, of(c), bias, scratch);
         } else if same_type::<C, bf16>() {
-            multiply::<Amx, bf16>(cpu, extents, a, b, of(c), scratch);
+            multiply::<Amx, bf16>(cpu, extents, a, b, of(c), bias, scratch);
         } else {
             assert!(same_type::<C, f16>(), "f32 is the wide type of no other");
-            multiply::<Amx, f16>(cpu, extents, a, b, of(c), scratch);
+            multiply::<Amx, f16>(cpu, extents, a, b, of(c), bias, scratch);
         }
     }
 }
@@ -138,32 +123,40 @@ unsafe fn multiply<U: Unit, C: Storage<Wide = f32>>(
     a: View<bf16>,
     b: Right<bf16>,
     c: Output<C>,
+    bias: Option<&[f32]>,
     scratch: &mut [u8],
 ) {
     let parts = cpu.threads().min(m * n * k / WORTH_A_THREAD).max(1);
     let grid = Grid::new(parts, [m, n], [SIDE, SIDE]);
-    let (share, lengths) = (scratch_bytes([m, n, k]), lengths([m, n, k]));
+    let plan = Plan::new([m, n, k]);
+    let share = plan.scratch_bytes();
     assert!(scratch.len() >= grid.len() * share && scratch.as_ptr().addr().is_multiple_of(64));
     let scratch = Shared { start: scratch.as_mut_ptr(), stride: share };
     cpu.split(grid.len(), 1, 1, |indices| {
         for index in indices {
             let [rows, columns] = grid.part(index);
+            let mut patch = MaybeUninit::uninit();
             // SAFETY: this share of the scratch lies inside it, as asserted, and is borrowed here alone; its parts
             // are as long as their elements need, aligned, and any bytes are numbers. The caller vouches for the
             // instructions; `begin` and `end` enclose their use on this thread.
             unsafe {
                 let bytes = scratch.rows(index..index + 1);
-                let (sums, factors) = bytes.split_at_mut(lengths[2] * size_of::<f32>());
-                let (packed_a, packed_b) = factors.split_at_mut(lengths[0] * size_of::<bf16>());
+                let [a_len, _, sums_len] = plan.lengths;
+                let (sums, factors) = bytes.split_at_mut(sums_len * size_of::<f32>());
+                let (packed_a, packed_b) = factors.split_at_mut(a_len * size_of::<bf16>());
                 let part = Part::<U, C> {
                     cpu,
                     k,
+                    plan,
                     a: Source::of_a(a),
                     b,
                     c,
+                    bias,
                     packed_a: packed_a.align_to_mut().1,
                     packed_b: packed_b.align_to_mut().1,
                     sums: sums.align_to_mut().1,
+                    patch: patch.as_mut_ptr(),
+                    unrounded: None,
                 };
                 U::begin();
                 part.multiply(rows, columns);
@@ -177,207 +170,272 @@ unsafe fn multiply<U: Unit, C: Storage<Wide = f32>>(
 struct Part<'a, U, C> {
     cpu: &'a Cpu,
     k: usize,
+    plan: Plan,
     a: Source<'a, U>,
     b: Right<'a, bf16>,
     c: Output<C>,
+    bias: Option<&'a [f32]>,
     packed_a: &'a mut [bf16],
     packed_b: &'a mut [bf16],
     sums: &'a mut [f32],
+    /// Sums on the way to a c that is not f32, or has fewer rows or columns.
+    patch: *mut Sums,
+    /// Where in a c of bf16 the sums go that wait in the patch.
+    unrounded: Option<*mut bf16>,
 }
 
-/// Where the panels of one cut of a block are.
-struct Panels {
-    /// Rows of a that tiles are loaded from as they are; those after them are packed.
-    plain_rows: usize,
-    /// Squares from one packed panel to the next.
+/// Where 32 rows of a are, over the depths of a cut.
+struct Left {
+    start: *const bf16,
+    /// Elements between rows and between steps.
     stride: usize,
-    /// Squares from a panel's start to the cut.
-    offset: usize,
+    step: usize,
+}
+
+/// Where the next lines of a are, as [`Block`] has it.
+struct Ahead {
+    start: *const bf16,
+    stride: usize,
 }
 
 impl<U: Unit, C: Storage<Wide = f32>> Part<'_, U, C> {
     /// # Safety
     /// After the unit's `begin`, on a machine that has its instructions; the rows and columns of c are this part's
-    /// alone.
+    /// alone; the patch can be written.
     unsafe fn multiply(mut self, rows: Range<usize>, columns: Range<usize>) {
-        let row_blocks = blocks(rows, BLOCK, SIDE);
-        let column_blocks = blocks(columns, BLOCK, SIDE);
-        // First row and first column of the blocks whose packed factors the scratch holds.
-        let mut held = [None; 2];
-        let rows_inside = self.a.is_plain();
-        let mut visit = |rows: &Range<usize>, columns: &Range<usize>| {
-            // SAFETY: vouched for by the caller.
-            unsafe { self.block(rows, columns, &mut held) }
-        };
-        // The outer factor is packed once; let it be the one that costs more to pack.
-        if rows_inside {
-            column_blocks.for_each(|columns| row_blocks.clone().for_each(|rows| visit(&rows, &columns)));
+        let keeps_a = self.keeps_a();
+        let most = if keeps_a { self.plan.kept_rows } else { rows.len() };
+        // First column of the block whose packed b the scratch holds.
+        let mut held = None;
+        for rows in blocks(rows, most, SIDE) {
+            if keeps_a {
+                let steps = self.k.div_ceil(STEP);
+                // SAFETY: vouched for by the caller.
+                unsafe { self.a.pack(rows.clone(), 0..self.k, steps, self.packed_a) };
+            }
+            for columns in blocks(columns.clone(), self.plan.columns, SIDE) {
+                for block in blocks(rows.clone(), self.plan.rows, SIDE) {
+                    for cut in blocks(0..self.k, DEPTH, STEP) {
+                        // SAFETY: vouched for by the caller.
+                        unsafe {
+                            if held != Some(columns.start) {
+                                self.pack_right(&columns, &cut);
+                            }
+                            self.cut(&rows, &block, &columns, &cut);
+                        }
+                    }
+                    held = self.plan.keeps_b.then_some(columns.start);
+                }
+            }
+        }
+        if let Some(to) = self.unrounded {
+            // SAFETY: 32 rows and columns of a c of bf16, this part's alone; the caller vouches for the instructions.
+            unsafe { U::round(&*self.patch, to, self.c.stride) };
+        }
+    }
+
+    /// Whether a is packed before the blocks begin.
+    fn keeps_a(&self) -> bool {
+        self.a.is_transposed() && self.plan.kept_rows > 0
+    }
+
+    /// Squares from one packed panel of b to the next, and from a panel's start to the cut.
+    fn right_squares(&self, cut: &Range<usize>) -> [usize; 2] {
+        if self.plan.keeps_b || matches!(self.b, Right::Packed(_)) {
+            [self.k.div_ceil(STEP), cut.start / STEP]
         } else {
-            row_blocks.for_each(|rows| column_blocks.clone().for_each(|columns| visit(&rows, &columns)));
+            [DEPTH / STEP, 0]
         }
     }
 
-    /// One block of c over all of k.
+    /// Packs a cut of b, unless it came packed.
     ///
     /// # Safety
     /// As [`Part::multiply`].
-    unsafe fn block(&mut self, rows: &Range<usize>, columns: &Range<usize>, held: &mut [Option<usize>; 2]) {
-        let wanted = [Some(rows.start), Some(columns.start)];
-        for cut in blocks(0..self.k, DEPTH, STEP) {
-            // SAFETY: as the caller vouches.
-            unsafe {
-                let panels = self.pack(rows, columns, &cut, [held[0] == wanted[0], held[1] == wanted[1]]);
-                self.cut(rows, columns, &cut, &panels);
-            }
+    unsafe fn pack_right(&mut self, columns: &Range<usize>, cut: &Range<usize>) {
+        let [stride, offset] = self.right_squares(cut);
+        if let Right::Plain(b) = self.b {
+            let out = &mut self.packed_b[offset * SQUARE..];
+            // SAFETY: vouched for by the caller.
+            unsafe { Source::<U>::of_b(b).pack(columns.clone(), cut.clone(), stride, out) };
         }
-        *held = if self.k <= KEPT { wanted } else { [None; 2] };
     }
 
-    /// Packs what a cut needs and the scratch does not hold yet.
+    /// The rows of a from `row` on, `count` of them, over a cut; `first` is the first row that is kept, if any are.
     ///
     /// # Safety
     /// As [`Part::multiply`].
-    unsafe fn pack(
-        &mut self,
-        rows: &Range<usize>,
-        columns: &Range<usize>,
-        cut: &Range<usize>,
-        [holds_a, holds_b]: [bool; 2],
-    ) -> Panels {
-        let plain_rows = if self.a.is_plain() { rows.len() / SIDE * SIDE } else { 0 };
-        let stride = kept_depth(self.k) / STEP;
-        let offset = if self.k <= KEPT { cut.start / STEP } else { 0 };
-        // SAFETY: as the caller vouches.
-        unsafe {
-            if !holds_a {
-                let rows = rows.start + plain_rows..rows.end;
-                self.a.pack(rows, cut.clone(), stride, &mut self.packed_a[offset * SQUARE..]);
-            }
-            if let (Right::Plain(b), false) = (self.b, holds_b) {
-                let out = &mut self.packed_b[offset * SQUARE..];
-                Source::<U>::of_b(b).pack(columns.clone(), cut.clone(), stride, out);
-            }
+    unsafe fn left(&mut self, first: usize, row: usize, count: usize, cut: &Range<usize>) -> Left {
+        if self.keeps_a() {
+            let panel = (row - first) / SIDE;
+            let a = &self.packed_a[(panel * self.k.div_ceil(STEP) + cut.start / STEP) * SQUARE..];
+            assert!(a.len() >= cut.len().div_ceil(STEP) * SQUARE);
+            return Left { start: a.as_ptr(), stride: STEP, step: SQUARE };
         }
-        Panels { plain_rows, stride, offset }
+        if self.a.serves_tiles() && count == SIDE {
+            let start = self.a.plain(row, cut.clone()).as_ptr();
+            return Left { start, stride: self.a.stride(), step: STEP };
+        }
+        let steps = cut.len().div_ceil(STEP);
+        // SAFETY: vouched for by the caller.
+        unsafe { self.a.pack(row..row + count, cut.clone(), steps, self.packed_a) };
+        Left { start: self.packed_a.as_ptr(), stride: STEP, step: SQUARE }
     }
 
-    /// Adds one cut to the sums of a block, which the first cut begins and the last brings to c.
+    /// Where to look for the rows of a from `row` on, over a cut, before they are used; as [`Part::left`].
+    fn ahead(&self, first: usize, row: usize, cut: &Range<usize>) -> Option<Ahead> {
+        if self.keeps_a() {
+            // Contiguous squares, taken for 32 rows.
+            let square = (row - first) / SIDE * self.k.div_ceil(STEP) + cut.start / STEP;
+            let start = self.packed_a.as_ptr().wrapping_add(square * SQUARE);
+            return Some(Ahead { start, stride: cut.len().div_ceil(STEP) * STEP });
+        }
+        let start = self.a.row(row, cut.start)?;
+        Some(Ahead { start, stride: self.a.stride() })
+    }
+
+    /// Adds one cut to the sums of a block, which the first cut begins and the last brings to c. The block is one
+    /// of those that `all` rows are divided into.
     ///
     /// # Safety
-    /// As [`Part::multiply`]; the panels are those of this cut.
+    /// As [`Part::multiply`]; b is packed for this cut.
     unsafe fn cut(
         &mut self,
+        all: &Range<usize>,
         rows: &Range<usize>,
         columns: &Range<usize>,
         cut: &Range<usize>,
-        panels: &Panels,
     ) {
-        let (first, last) = (cut.start == 0, cut.end == self.k);
+        let [stride, offset] = self.right_squares(cut);
         let steps = cut.len().div_ceil(STEP);
-        let mut rounded = MaybeUninit::<Sums>::uninit();
-        let rounded = rounded.as_mut_ptr().cast::<f32>();
+        let panels = columns.len().div_ceil(SIDE);
+        let ahead_rows = SIDE.div_ceil(panels).min(MOST_AHEAD);
         let mut sums = self.sums.as_mut_ptr();
-        for column in (0..columns.len()).step_by(SIDE) {
-            let b = match self.b {
-                Right::Plain(_) => &self.packed_b[(column / SIDE * panels.stride + panels.offset) * SQUARE..],
-                Right::Packed(b) => {
-                    let panel = (columns.start + column) / SIDE;
-                    &b[(panel * self.k.div_ceil(STEP) + cut.start / STEP) * SQUARE..]
-                }
+        for row in rows.clone().step_by(SIDE) {
+            let row = row..(row + SIDE).min(rows.end);
+            // What comes next: more rows of this block, its next cut, or the next block.
+            let next = if row.end < rows.end {
+                Some((row.end, cut.clone()))
+            } else if cut.end < self.k {
+                Some((rows.start, cut.end..(cut.end + cut.len()).min(self.k)))
+            } else {
+                (row.end < all.end).then(|| (row.end, 0..cut.len()))
             };
-            assert!(b.len() >= steps * SQUARE);
-            for row in (0..rows.len()).step_by(SIDE) {
-                let (a, a_stride, a_step) = self.left(rows, row, cut, panels, steps);
-                // Of rows read as they are, the next have not been seen before the first panel of b passes them.
-                let comes = column == 0 && row + SIDE < panels.plain_rows;
-                let ahead = if comes { a.wrapping_add(SIDE * a_stride) } else { std::ptr::null() };
-                let extents = [SIDE.min(rows.len() - row), SIDE.min(columns.len() - column)];
-                let Output { start, stride, accumulate } = self.c;
-                let c = start.wrapping_add((rows.start + row) * stride + columns.start + column);
-                // Sums that need neither rounding nor trimming go to c, and come from it, without a stop.
-                let straight = same_type::<C, f32>() && extents == [SIDE; 2];
-                let (from, from_stride) = match (first, straight && accumulate) {
-                    (true, true) => (c.cast_const().cast::<f32>(), stride),
-                    (true, false) => (std::ptr::null(), 0),
-                    (false, _) => (sums.cast_const(), SIDE),
+            let next = next.and_then(|(row, cut)| self.ahead(all.start, row, &cut));
+            // SAFETY: as the caller vouches.
+            let left = unsafe { self.left(all.start, row.start, row.len(), cut) };
+            for panel in 0..panels {
+                let column =
+                    columns.start + panel * SIDE..(columns.start + (panel + 1) * SIDE).min(columns.end);
+                let b = match self.b {
+                    Right::Plain(_) => &self.packed_b[(panel * stride + offset) * SQUARE..],
+                    Right::Packed(b) => &b[(column.start / SIDE * stride + offset) * SQUARE..],
                 };
-                let (to, to_stride) = match (last, straight) {
-                    (true, true) => (c.cast::<f32>(), stride),
-                    (true, false) => (rounded, SIDE),
-                    (false, _) => (sums, SIDE),
+                assert!(b.len() >= steps * SQUARE);
+                let b = b.as_ptr();
+                let ahead = next.as_ref().filter(|_| panel * ahead_rows < SIDE);
+                let (ahead, ahead_stride) = ahead.map_or((std::ptr::null(), 0), |ahead| {
+                    (ahead.start.wrapping_add(panel * ahead_rows * ahead.stride), ahead.stride)
+                });
+                let ahead_rows = if ahead.is_null() { 0 } else { ahead_rows };
+                let Left { start: a, stride: a_stride, step: a_step } = left;
+                let block = Block {
+                    steps,
+                    a,
+                    a_stride,
+                    a_step,
+                    b,
+                    from: std::ptr::null(),
+                    from_stride: 0,
+                    to: sums,
+                    to_stride: SIDE,
+                    ahead_rows,
+                    ahead,
+                    ahead_stride,
+                    round: std::ptr::null(),
+                    round_to: std::ptr::null_mut(),
+                    round_stride: 0,
                 };
-                // SAFETY: a and b hold `steps` steps, as `left` and the line above assert; c has a whole block here
-                // if `straight`, and is this part's alone as the caller vouches. `sums` has a block for each of
-                // this one's, by its length, wherever there is more than one cut.
-                unsafe {
-                    U::multiply(Block {
-                        steps,
-                        a,
-                        a_stride,
-                        a_step,
-                        b: b.as_ptr(),
-                        from,
-                        from_stride,
-                        to,
-                        to_stride,
-                        ahead,
-                    });
-                    if last && !straight {
-                        self.round(&*rounded.cast(), c, extents);
-                    }
-                }
+                // SAFETY: a and b hold `steps` steps, as `left` and the line above assert. `sums` has a block for
+                // each of this one's, by its length, wherever there is more than one cut. The rest as the caller
+                // vouches.
+                unsafe { self.block(block, row.clone(), column, [cut.start == 0, cut.end == self.k]) };
                 sums = sums.wrapping_add(SIDE * SIDE);
             }
         }
     }
 
-    /// Steps of the panel of a that begins at `row` of a block: start, elements between rows and between steps.
-    fn left(
-        &self,
-        rows: &Range<usize>,
-        row: usize,
-        cut: &Range<usize>,
-        panels: &Panels,
-        steps: usize,
-    ) -> (*const bf16, usize, usize) {
-        if row < panels.plain_rows {
-            return (self.a.plain(rows.start + row, cut.clone()).as_ptr(), self.a.stride(), STEP);
-        }
-        let panel = (row - panels.plain_rows) / SIDE;
-        let a = &self.packed_a[(panel * panels.stride + panels.offset) * SQUARE..];
-        assert!(a.len() >= steps * SQUARE);
-        (a.as_ptr(), STEP, SQUARE)
-    }
-
-    /// Brings whole sums to the part of them that c has.
+    /// One block of tiles, whose sums are in `to` unless it is the first of its cuts, and go there unless it is the
+    /// last.
     ///
     /// # Safety
-    /// c has these rows and columns at this pointer, this part's alone; the machine has the unit's instructions.
-    unsafe fn round(&self, sums: &Sums, c: *mut C, [rows, columns]: [usize; 2]) {
+    /// As [`Part::multiply`]; the block is as [`Unit::multiply`] wants it, but for what is set here.
+    #[inline]
+    unsafe fn block(
+        &mut self,
+        mut block: Block,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        [first, last]: [bool; 2],
+    ) {
+        let extents = [rows.len(), columns.len()];
+        let Output { start, stride, accumulate } = self.c;
+        let c = start.wrapping_add(rows.start * stride + columns.start);
+        // Sums that need neither rounding nor trimming go to c, and come from it, without a stop.
+        let straight = same_type::<C, f32>() && extents == [SIDE; 2];
+        let mut padded = [0.0; SIDE];
+        if !first {
+            (block.from, block.from_stride) = (block.to.cast_const(), block.to_stride);
+        } else if straight && accumulate {
+            (block.from, block.from_stride) = (c.cast_const().cast(), stride);
+        } else if let Some(bias) = self.bias {
+            let bias = &bias[columns];
+            block.from = if bias.len() == SIDE {
+                bias.as_ptr()
+            } else {
+                padded[..bias.len()].copy_from_slice(bias);
+                padded.as_ptr()
+            };
+        }
+        if last {
+            (block.to, block.to_stride) =
+                if straight { (c.cast(), stride) } else { (self.patch.cast(), SIDE) };
+        }
+        if let Some(to) = self.unrounded.take() {
+            (block.round, block.round_to, block.round_stride) = (self.patch.cast_const().cast(), to, stride);
+        }
+        // SAFETY: c has a whole block here if `straight`, and is this part's alone, as what waited to be rounded is
+        // too; the rest as the caller vouches. The product has filled the patch where it is read.
+        unsafe {
+            U::multiply(&block);
+            if !last || straight {
+                return;
+            }
+            if same_type::<C, bf16>() && extents == [SIDE; 2] && !accumulate {
+                self.unrounded = Some(c.cast());
+            } else {
+                self.trim(&*self.patch, c, extents);
+            }
+        }
+    }
+
+    /// Brings sums to the part of them that c has.
+    ///
+    /// # Safety
+    /// c has these rows and columns at this pointer, this part's alone.
+    unsafe fn trim(&self, sums: &Sums, c: *mut C, [rows, columns]: [usize; 2]) {
         let Output { stride, accumulate, .. } = self.c;
-        let whole = same_type::<C, bf16>() && columns == SIDE && !accumulate;
         self.cpu.vectorised(
             #[inline(always)]
             || {
                 for (row, sums) in sums.0.iter().enumerate().take(rows) {
-                    // SAFETY: a row of c, as the caller vouches; of 32 bf16 if `whole`.
-                    unsafe {
-                        let c = c.add(row * stride);
-                        if whole {
-                            U::round(sums, &mut *c.cast());
-                            continue;
-                        }
-                        let c = std::slice::from_raw_parts_mut(c, columns);
-                        for (c, &sum) in c.iter_mut().zip(sums) {
-                            *c = C::narrow(if accumulate { c.widen() + sum } else { sum });
-                        }
+                    // SAFETY: a row of c, as the caller vouches.
+                    let c = unsafe { std::slice::from_raw_parts_mut(c.add(row * stride), columns) };
+                    for (c, &sum) in c.iter_mut().zip(sums) {
+                        *c = C::narrow(if accumulate { c.widen() + sum } else { sum });
                     }
                 }
             },
         );
     }
 }
-
-/// The sums of a block of tiles before they are rounded.
-#[repr(align(64))]
-struct Sums([[f32; SIDE]; SIDE]);

@@ -28,14 +28,26 @@ impl<'a, U: Unit> Source<'a, U> {
         Source { data: b.data, stride: b.stride, order, unit: PhantomData }
     }
 
-    /// Whether tiles can be loaded from it as it is.
-    pub(super) fn is_plain(&self) -> bool {
-        self.order == Order::Lanes && self.stride.is_multiple_of(STEP)
+    /// Whether rows in memory are depths of a.
+    pub(super) fn is_transposed(&self) -> bool {
+        self.order == Order::LanesFromDepths
+    }
+
+    /// Whether tiles are to be loaded from it as it is: its rows end with a step, and do not compete for a few
+    /// sets of the first cache, which repeat after 4 KB.
+    pub(super) fn serves_tiles(&self) -> bool {
+        self.order == Order::Lanes && self.stride.is_multiple_of(STEP) && !self.stride.is_multiple_of(1024)
+    }
+
+    /// Where a lane begins at some depth, if what follows are its further depths.
+    pub(super) fn row(&self, lane: usize, depth: usize) -> Option<*const bf16> {
+        let contiguous = !self.order.reads_depths();
+        contiguous.then(|| self.data.as_ptr().wrapping_add(self.index(lane, depth)))
     }
 
     /// 32 lanes from `lane` on, of these depths, as they are: a row each, [`Source::stride`] apart.
     pub(super) fn plain(&self, lane: usize, depths: Range<usize>) -> &[bf16] {
-        debug_assert!(self.is_plain());
+        debug_assert!(self.serves_tiles());
         &self.data[self.index(lane, depths.start)..self.index(lane + SIDE - 1, depths.end)]
     }
 

@@ -25,8 +25,13 @@ impl Unit for Model {
         assert!(READY.replace(false));
     }
 
-    unsafe fn multiply(block: Block) {
+    unsafe fn multiply(block: &Block) {
         assert!(READY.get());
+        assert!(block.ahead_rows <= MOST_AHEAD);
+        if !block.round.is_null() {
+            // SAFETY: as below.
+            unsafe { Model::round(&*block.round.cast(), block.round_to, block.round_stride) };
+        }
         for row in 0..SIDE {
             for column in 0..SIDE {
                 // SAFETY: the same accesses as the instructions make.
@@ -60,10 +65,25 @@ impl Unit for Model {
         }
     }
 
-    unsafe fn round(sums: &[f32; SIDE], to: &mut [bf16; SIDE]) {
-        *to = sums.map(bf16::from_f32);
+    unsafe fn round(sums: &Sums, to: *mut bf16, stride: usize) {
+        for (row, sums) in sums.0.iter().enumerate() {
+            for (column, &sum) in sums.iter().enumerate() {
+                // SAFETY: the same accesses as the instructions make.
+                unsafe { *to.add(row * stride + column) = bf16::from_f32(sum) };
+            }
+        }
     }
 }
+
+/// What a product is added to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Zero,
+    Current,
+    Row,
+}
+
+const KINDS: [Kind; 3] = [Kind::Zero, Kind::Current, Kind::Row];
 
 #[derive(Debug, Clone, Copy)]
 struct Case {
@@ -71,12 +91,13 @@ struct Case {
     threads: usize,
     trans_a: bool,
     trans_b: bool,
-    accumulate: bool,
+    base: Kind,
     packed: bool,
 }
 
 fn check<C: Storage<Wide = f32>>(case: Case, rounding: f32) {
-    let Case { extents: [m, n, k], threads, trans_a, trans_b, accumulate, packed } = case;
+    let Case { extents: [m, n, k], threads, trans_a, trans_b, base, packed } = case;
+    let accumulate = base == Kind::Current;
     let cpu = Cpu::new(threads, InstructionSet::Scalar).unwrap();
     let values = |seed, len| random::<f32>(seed, len).into_iter().map(bf16::from_f32).collect::<Vec<_>>();
     let (a, b) = (values(1, m * k), values(2, k * n));
@@ -91,6 +112,7 @@ fn check<C: Storage<Wide = f32>>(case: Case, rounding: f32) {
     } else {
         vec![C::narrow(f32::NAN); m * n]
     };
+    let bias = random::<f32>(4, n);
     let mut c = before.clone();
     let mut scratch = Scratch::new(threads * scratch_bytes([m, n, k]));
     let mut whole = vec![bf16::NAN; packed_len(k, n)];
@@ -103,11 +125,16 @@ fn check<C: Storage<Wide = f32>>(case: Case, rounding: f32) {
         } else {
             Right::Plain(right)
         };
-        multiply::<Model, C>(&cpu, [m, n, k], left, right, output, scratch.bytes());
+        let bias = (base == Kind::Row).then_some(&bias[..]);
+        multiply::<Model, C>(&cpu, [m, n, k], left, right, output, bias, scratch.bytes());
     }
     for i in 0..m {
         for j in 0..n {
-            let mut sum = if accumulate { before[i * n + j].widen() } else { 0.0 };
+            let mut sum = match base {
+                Kind::Zero => 0.0,
+                Kind::Current => before[i * n + j].widen(),
+                Kind::Row => bias[j],
+            };
             let mut magnitude = sum.abs();
             for p in 0..k {
                 let x = a[i * left.row_stride() + p * left.column_stride()].to_f32();
@@ -128,12 +155,13 @@ proptest! {
         m in 1usize..100,
         n in 1usize..100,
         k in 1usize..100,
-        flags in any::<[bool; 4]>(),
+        flags in any::<[bool; 3]>(),
+        base in 0usize..3,
         even_depth: bool,
     ) {
-        let [trans_a, trans_b, accumulate, packed] = flags;
+        let ([trans_a, trans_b, packed], base) = (flags, KINDS[base]);
         let k = if even_depth { k.next_multiple_of(32) } else { k };
-        let case = Case { extents: [m, n, k], threads: 1, trans_a, trans_b, accumulate, packed };
+        let case = Case { extents: [m, n, k], threads: 1, trans_a, trans_b, base, packed };
         check::<f32>(case, 0.0);
         check::<bf16>(case, 1.0 / 256.0);
         check::<f16>(case, 1.0 / 2048.0);
@@ -149,8 +177,8 @@ fn large_products_agree_with_the_definition() {
     {
         for flags in (at % 3..8).step_by(3) {
             let [trans_a, trans_b, packed] = [flags & 1, flags & 2, flags & 4].map(|flag| flag != 0);
-            let accumulate = (at + flags) % 2 == 0;
-            let case = Case { extents, threads: 1 + at % 3, trans_a, trans_b, accumulate, packed };
+            let base = KINDS[(at + flags) % 3];
+            let case = Case { extents, threads: 1 + at % 3, trans_a, trans_b, base, packed };
             check::<f32>(case, 0.0);
         }
     }
