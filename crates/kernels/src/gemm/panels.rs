@@ -2,22 +2,21 @@
 //! The innermost loops are in `micro`.
 
 use super::grid::{Grid, blocks};
-use super::micro::{Multiply, Shape};
+use super::micro::{Ahead, Multiply, Shape};
 use super::pack::Pack;
 use super::{Output, Shared, View, same_type};
 use crate::cpu::Cpu;
 use crate::storage::Storage;
 use std::ops::Range;
 
-/// Bytes of a depth of which a panel of a stays in the first cache.
-const DEPTH: usize = 384;
-/// Lanes (rows of a or columns of b) of the factor that is packed once and stays in the second cache; a multiple
-/// of every tile's.
-const KEPT: usize = 672;
-/// Rows of a group of a that passes kept columns of b.
+/// Bytes of the longest row of a panel, so that a panel of a stays in the first cache.
+const DEEP: usize = 2048;
+/// Bytes of a shorter one, for more columns.
+const SHALLOW: usize = 1536;
+/// Bytes of the block of b that stays in the second cache while all rows of a pass.
+const KEPT: usize = 768 * SHALLOW;
+/// Rows of a that are packed at once and pass it.
 const ROWS: usize = 48;
-/// Columns of a group of b that passes kept rows of a.
-const COLUMNS: usize = 384;
 /// Rows of wide sums kept until they are rounded into a narrow c.
 const SUM_ROWS: usize = 576;
 /// Columns of them.
@@ -27,12 +26,22 @@ const WORTH_A_THREAD: usize = 1 << 20;
 /// Multiples of every tile's rows and columns.
 const UNIT: [usize; 2] = [12, 32];
 
+/// Depth and columns of a block of b that stays in the second cache.
+fn block_of_b<T>(k: usize, columns: usize) -> [usize; 2] {
+    let columns = columns.next_multiple_of(UNIT[1]);
+    let deep = columns * DEEP.min(k * size_of::<T>()) <= KEPT;
+    let depth = k.min(if deep { DEEP } else { SHALLOW } / size_of::<T>());
+    let most = KEPT / (depth * size_of::<T>()) / UNIT[1] * UNIT[1];
+    [depth, columns.min(most)]
+}
+
 /// Elements of one part's packed a, packed b and wide sums.
 fn lengths<S: Storage>([m, n, k]: [usize; 3]) -> [usize; 3] {
-    let depth = k.min(DEPTH);
     let [m, n] = [m.next_multiple_of(UNIT[0]), n.next_multiple_of(UNIT[1])];
+    let b = (KEPT / size_of::<S::Wide>()).min(n * k);
+    let a = m.min(ROWS) * k.min(DEEP / size_of::<S::Wide>());
     let sums = m.min(sum_rows::<S>()) * n.min(SUM_COLUMNS);
-    [m.min(KEPT) * depth, n.min(KEPT) * depth, sums].map(|len| len.next_multiple_of(16))
+    [a, b, sums].map(|len| len.next_multiple_of(16))
 }
 
 /// Bytes of scratch for one part of a product.
@@ -76,6 +85,13 @@ pub(super) fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
     });
 }
 
+/// Rows and columns of a factor, to be brought nearer.
+fn ahead<S>(factor: View<S>, rows: &Range<usize>, columns: &Range<usize>) -> Ahead {
+    let (rows, columns) = if factor.transposed { (columns, rows) } else { (rows, columns) };
+    let start = factor.data[rows.start * factor.stride + columns.start..].as_ptr();
+    Ahead::new(start, factor.stride, columns.len(), rows.len())
+}
+
 /// What one thread computes with, and into.
 struct Part<'a, S: Storage, C> {
     cpu: &'a Cpu,
@@ -112,28 +128,19 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
 
     /// Sums over all of k for a block of c, into `out`, whose start is the block's.
     ///
-    /// Of the longer side, groups pass a block of the other factor that is kept in the second cache.
+    /// A block of b stays in the second cache while groups of rows of a pass, each brought nearer while the one
+    /// before it is used.
     fn multiply_into(&mut self, rows: Range<usize>, columns: Range<usize>, out: Output<S::Wide>) {
         let origin = [rows.start, columns.start];
-        let depths = blocks(0..self.k, DEPTH, 1);
-        if !self.a.transposed {
-            for columns in blocks(columns, KEPT, UNIT[1]) {
-                for depths in depths.clone() {
-                    self.pack_b(&columns, &depths);
-                    for rows in blocks(rows.clone(), ROWS, UNIT[0]) {
-                        self.pack_a(&rows, &depths);
-                        self.block(&rows, &columns, &depths, origin, out);
-                    }
-                }
-            }
-        } else {
-            for rows in blocks(rows, KEPT, UNIT[0]) {
-                for depths in depths.clone() {
+        let [deepest, widest] = block_of_b::<S::Wide>(self.k, columns.len());
+        for columns in blocks(columns, widest, UNIT[1]) {
+            for depths in blocks(0..self.k, deepest, 1) {
+                self.pack_b(&columns, &depths);
+                let mut groups = blocks(rows.clone(), ROWS, UNIT[0]).peekable();
+                while let Some(rows) = groups.next() {
                     self.pack_a(&rows, &depths);
-                    for columns in blocks(columns.clone(), COLUMNS, UNIT[1]) {
-                        self.pack_b(&columns, &depths);
-                        self.block(&rows, &columns, &depths, origin, out);
-                    }
+                    let ahead = groups.peek().map_or(Ahead::NONE, |rows| ahead(self.a, rows, &depths));
+                    self.block(&rows, &columns, &depths, origin, out, ahead);
                 }
             }
         }
@@ -173,6 +180,7 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
         depths: &Range<usize>,
         origin: [usize; 2],
         out: Output<S::Wide>,
+        ahead: Ahead,
     ) {
         let c = out.start.wrapping_add((rows.start - origin[0]) * out.stride + columns.start - origin[1]);
         let base = match self.bias {
@@ -190,6 +198,7 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
             c,
             c_stride: out.stride,
             base,
+            ahead,
         });
     }
 
