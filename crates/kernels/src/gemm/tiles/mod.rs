@@ -1,9 +1,9 @@
 //! Products of bf16 on tiles: the loops over blocks that fit the caches. Instructions are in `unit`, the orders
-//! of packed squares in `square`, the sizes of blocks in `plan`.
+//! of packed squares in `square`, sizes and the division among threads in `plan`.
 //!
-//! A panel of a, 32 rows deep as a cut, stays in the first cache while the panels of b that the second one holds
-//! pass it; between cuts sums wait in scratch. Rows of a narrow c are rounded from a patch of sums while the tiles
-//! compute the next.
+//! The second cache holds a chunk of b. A panel of a, 32 rows deep as a cut, stays in the first cache while the
+//! panels of that chunk pass; between cuts sums wait in scratch. Rows of a c of bf16 are rounded, from a patch of
+//! sums, while the tiles compute the next.
 
 mod panel;
 mod plan;
@@ -12,13 +12,13 @@ mod square;
 mod tests;
 mod unit;
 
-use super::grid::{Grid, blocks};
+use super::grid::blocks;
 use super::{Output, Right, Shared, View, same_type};
 use crate::cpu::{Cpu, InstructionSet};
 use crate::storage::Storage;
 use half::{bf16, f16};
 use panel::Source;
-use plan::{DEPTH, Plan};
+use plan::{DEPTH, Plan, division};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use unit::{Amx, Block, MOST_AHEAD, SIDE, SQUARE, STEP, Sums, Unit};
@@ -127,14 +127,20 @@ unsafe fn multiply<U: Unit, C: Storage<Wide = f32>>(
     scratch: &mut [u8],
 ) {
     let parts = cpu.threads().min(m * n * k / WORTH_A_THREAD).max(1);
-    let grid = Grid::new(parts, [m, n], [SIDE, SIDE]);
+    let packs = [!Source::<U>::of_a(a).serves_tiles(), matches!(b, Right::Plain(_))];
+    let [by_rows, by_columns] = division(parts, [m, n], packs);
+    let row_parts = blocks(0..m, m.div_ceil(by_rows), SIDE);
+    let column_parts = blocks(0..n, n.div_ceil(by_columns), SIDE);
+    let across = column_parts.clone().count();
+    let parts = row_parts.clone().count() * across;
     let plan = Plan::new([m, n, k]);
     let share = plan.scratch_bytes();
-    assert!(scratch.len() >= grid.len() * share && scratch.as_ptr().addr().is_multiple_of(64));
+    assert!(scratch.len() >= parts * share && scratch.as_ptr().addr().is_multiple_of(64));
     let scratch = Shared { start: scratch.as_mut_ptr(), stride: share };
-    cpu.split(grid.len(), 1, 1, |indices| {
+    cpu.split(parts, 1, 1, |indices| {
         for index in indices {
-            let [rows, columns] = grid.part(index);
+            let place = (row_parts.clone().nth(index / across), column_parts.clone().nth(index % across));
+            let (Some(rows), Some(columns)) = place else { continue };
             let mut patch = MaybeUninit::uninit();
             // SAFETY: this share of the scratch lies inside it, as asserted, and is borrowed here alone; its parts
             // are as long as their elements need, aligned, and any bytes are numbers. The caller vouches for the
@@ -215,16 +221,16 @@ impl<U: Unit, C: Storage<Wide = f32>> Part<'_, U, C> {
             }
             for columns in blocks(columns.clone(), self.plan.columns, SIDE) {
                 for block in blocks(rows.clone(), self.plan.rows, SIDE) {
-                    for cut in blocks(0..self.k, DEPTH, STEP) {
+                    for chunk in blocks(0..self.k, self.plan.chunk, STEP) {
                         // SAFETY: vouched for by the caller.
                         unsafe {
                             if held != Some(columns.start) {
-                                self.pack_right(&columns, &cut);
+                                self.pack_right(&columns, &chunk);
                             }
-                            self.cut(&rows, &block, &columns, &cut);
+                            self.chunk(rows.start, &block, &columns, &chunk);
                         }
                     }
-                    held = self.plan.keeps_b.then_some(columns.start);
+                    held = self.plan.is_resident(self.k).then_some(columns.start);
                 }
             }
         }
@@ -239,25 +245,29 @@ impl<U: Unit, C: Storage<Wide = f32>> Part<'_, U, C> {
         self.a.is_transposed() && self.plan.kept_rows > 0
     }
 
-    /// Squares from one packed panel of b to the next, and from a panel's start to the cut.
-    fn right_squares(&self, cut: &Range<usize>) -> [usize; 2] {
-        if self.plan.keeps_b || matches!(self.b, Right::Packed(_)) {
-            [self.k.div_ceil(STEP), cut.start / STEP]
-        } else {
-            [DEPTH / STEP, 0]
-        }
-    }
-
-    /// Packs a cut of b, unless it came packed.
+    /// Packs a chunk of b, unless it came packed.
     ///
     /// # Safety
     /// As [`Part::multiply`].
-    unsafe fn pack_right(&mut self, columns: &Range<usize>, cut: &Range<usize>) {
-        let [stride, offset] = self.right_squares(cut);
+    unsafe fn pack_right(&mut self, columns: &Range<usize>, chunk: &Range<usize>) {
         if let Right::Plain(b) = self.b {
-            let out = &mut self.packed_b[offset * SQUARE..];
+            let steps = chunk.len().div_ceil(STEP);
             // SAFETY: vouched for by the caller.
-            unsafe { Source::<U>::of_b(b).pack(columns.clone(), cut.clone(), stride, out) };
+            unsafe { Source::<U>::of_b(b).pack(columns.clone(), chunk.clone(), steps, self.packed_b) };
+        }
+    }
+
+    /// A panel of b from some depth on.
+    fn right(&self, columns: &Range<usize>, panel: usize, chunk: &Range<usize>, depth: usize) -> &[bf16] {
+        match self.b {
+            Right::Plain(_) => {
+                let (steps, step) = (chunk.len().div_ceil(STEP), (depth - chunk.start) / STEP);
+                &self.packed_b[(panel * steps + step) * SQUARE..]
+            }
+            Right::Packed(b) => {
+                let (panel, steps) = (columns.start / SIDE + panel, self.k.div_ceil(STEP));
+                &b[(panel * steps + depth / STEP) * SQUARE..]
+            }
         }
     }
 
@@ -294,74 +304,91 @@ impl<U: Unit, C: Storage<Wide = f32>> Part<'_, U, C> {
         Some(Ahead { start, stride: self.a.stride() })
     }
 
-    /// Adds one cut to the sums of a block, which the first cut begins and the last brings to c. The block is one
-    /// of those that `all` rows are divided into.
+    /// Adds one chunk to the sums of a block, which the first chunk begins and the last brings to c. `first_kept` is
+    /// the first row of a that is kept, if any are.
     ///
     /// # Safety
-    /// As [`Part::multiply`]; b is packed for this cut.
-    unsafe fn cut(
+    /// As [`Part::multiply`]; b is packed for this chunk.
+    unsafe fn chunk(
         &mut self,
-        all: &Range<usize>,
+        first_kept: usize,
         rows: &Range<usize>,
         columns: &Range<usize>,
-        cut: &Range<usize>,
+        chunk: &Range<usize>,
     ) {
-        let [stride, offset] = self.right_squares(cut);
+        let panels = columns.len().div_ceil(SIDE);
+        for row in rows.clone().step_by(SIDE) {
+            let row = row..(row + SIDE).min(rows.end);
+            // Sums that wait for the next chunk have places of their own.
+            let waiting =
+                if self.plan.is_resident(self.k) { 0 } else { (row.start - rows.start) / SIDE * panels };
+            for cut in blocks(chunk.clone(), DEPTH, STEP) {
+                let next = if cut.end < chunk.end {
+                    (row.start, cut.end..(cut.end + cut.len()).min(chunk.end))
+                } else {
+                    (row.end, chunk.start..chunk.start + cut.len())
+                };
+                let next = (next.0 < rows.end).then(|| self.ahead(first_kept, next.0, &next.1)).flatten();
+                // SAFETY: as the caller vouches.
+                unsafe { self.cut(first_kept, &row, columns, chunk, &cut, waiting, next) };
+            }
+        }
+    }
+
+    /// Adds one cut of 32 rows of a, whose blocks are the `waiting`th and following ones of the sums, and calls for
+    /// the next ones.
+    ///
+    /// # Safety
+    /// As [`Part::chunk`].
+    unsafe fn cut(
+        &mut self,
+        first_kept: usize,
+        row: &Range<usize>,
+        columns: &Range<usize>,
+        chunk: &Range<usize>,
+        cut: &Range<usize>,
+        waiting: usize,
+        next: Option<Ahead>,
+    ) {
         let steps = cut.len().div_ceil(STEP);
         let panels = columns.len().div_ceil(SIDE);
         let ahead_rows = SIDE.div_ceil(panels).min(MOST_AHEAD);
-        let mut sums = self.sums.as_mut_ptr();
-        for row in rows.clone().step_by(SIDE) {
-            let row = row..(row + SIDE).min(rows.end);
-            // What comes next: more rows of this block, its next cut, or the next block.
-            let next = if row.end < rows.end {
-                Some((row.end, cut.clone()))
-            } else if cut.end < self.k {
-                Some((rows.start, cut.end..(cut.end + cut.len()).min(self.k)))
-            } else {
-                (row.end < all.end).then(|| (row.end, 0..cut.len()))
+        let mut sums = self.sums.as_mut_ptr().wrapping_add(waiting * SIDE * SIDE);
+        // SAFETY: as the caller vouches.
+        let left = unsafe { self.left(first_kept, row.start, row.len(), cut) };
+        for panel in 0..panels {
+            let column = columns.start + panel * SIDE..(columns.start + (panel + 1) * SIDE).min(columns.end);
+            let b = self.right(columns, panel, chunk, cut.start);
+            assert!(b.len() >= steps * SQUARE);
+            let b = b.as_ptr();
+            let ahead = next.as_ref().filter(|_| panel * ahead_rows < SIDE);
+            let (ahead, ahead_stride) = ahead.map_or((std::ptr::null(), 0), |ahead| {
+                (ahead.start.wrapping_add(panel * ahead_rows * ahead.stride), ahead.stride)
+            });
+            let ahead_rows = if ahead.is_null() { 0 } else { ahead_rows };
+            let Left { start: a, stride: a_stride, step: a_step } = left;
+            let block = Block {
+                steps,
+                a,
+                a_stride,
+                a_step,
+                b,
+                from: std::ptr::null(),
+                from_stride: 0,
+                to: sums,
+                to_stride: SIDE,
+                ahead_rows,
+                ahead,
+                ahead_stride,
+                round: std::ptr::null(),
+                round_to: std::ptr::null_mut(),
+                round_stride: 0,
             };
-            let next = next.and_then(|(row, cut)| self.ahead(all.start, row, &cut));
-            // SAFETY: as the caller vouches.
-            let left = unsafe { self.left(all.start, row.start, row.len(), cut) };
-            for panel in 0..panels {
-                let column =
-                    columns.start + panel * SIDE..(columns.start + (panel + 1) * SIDE).min(columns.end);
-                let b = match self.b {
-                    Right::Plain(_) => &self.packed_b[(panel * stride + offset) * SQUARE..],
-                    Right::Packed(b) => &b[(column.start / SIDE * stride + offset) * SQUARE..],
-                };
-                assert!(b.len() >= steps * SQUARE);
-                let b = b.as_ptr();
-                let ahead = next.as_ref().filter(|_| panel * ahead_rows < SIDE);
-                let (ahead, ahead_stride) = ahead.map_or((std::ptr::null(), 0), |ahead| {
-                    (ahead.start.wrapping_add(panel * ahead_rows * ahead.stride), ahead.stride)
-                });
-                let ahead_rows = if ahead.is_null() { 0 } else { ahead_rows };
-                let Left { start: a, stride: a_stride, step: a_step } = left;
-                let block = Block {
-                    steps,
-                    a,
-                    a_stride,
-                    a_step,
-                    b,
-                    from: std::ptr::null(),
-                    from_stride: 0,
-                    to: sums,
-                    to_stride: SIDE,
-                    ahead_rows,
-                    ahead,
-                    ahead_stride,
-                    round: std::ptr::null(),
-                    round_to: std::ptr::null_mut(),
-                    round_stride: 0,
-                };
-                // SAFETY: a and b hold `steps` steps, as `left` and the line above assert. `sums` has a block for
-                // each of this one's, by its length, wherever there is more than one cut. The rest as the caller
-                // vouches.
-                unsafe { self.block(block, row.clone(), column, [cut.start == 0, cut.end == self.k]) };
-                sums = sums.wrapping_add(SIDE * SIDE);
-            }
+            // SAFETY: a and b hold `steps` steps, as `left` and the line above assert. `sums` has a block for
+            // each of this one's, by its length, wherever there is more than one cut. The rest as the caller
+            // vouches.
+            unsafe { self.block(block, row.clone(), column, [cut.start == 0, cut.end == self.k]) };
+            sums = sums.wrapping_add(SIDE * SIDE);
         }
     }
 

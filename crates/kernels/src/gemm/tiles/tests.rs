@@ -168,13 +168,18 @@ proptest! {
     }
 }
 
-/// Several blocks, cuts, threads, and more depth than is kept.
+/// Several blocks, cuts, chunks, threads, and groups of rows packed before their blocks.
 #[test]
 fn large_products_agree_with_the_definition() {
-    for (at, extents) in [[500, 420, 544], [33, 420, 1100], [420, 65, 1056], [65, 33, 4200], [40, 70, 8200]]
-        .into_iter()
-        .enumerate()
-    {
+    let large = [
+        [500, 420, 544],
+        [33, 420, 1100],
+        [420, 65, 1056],
+        [420, 33, 4200],
+        [40, 70, 8200],
+        [1060, 33, 7300],
+    ];
+    for (at, extents) in large.into_iter().enumerate() {
         for flags in (at % 3..8).step_by(3) {
             let [trans_a, trans_b, packed] = [flags & 1, flags & 2, flags & 4].map(|flag| flag != 0);
             let base = KINDS[(at + flags) % 3];
