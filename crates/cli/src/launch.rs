@@ -14,7 +14,9 @@ use phalanx::Config;
 use phalanx::comm::store::TcpStoreServer;
 use phalanx::training::run_dir::RunDir;
 
-use crate::arguments::{Arguments, Command as Subcommand, LaunchArguments, LaunchBackend, TrainArguments};
+use crate::arguments::{
+    Arguments, Command as Subcommand, LaunchArguments, LaunchBackend, ParityArguments, TrainArguments,
+};
 use crate::failure::Verdict;
 use crate::{output, signals};
 
@@ -109,9 +111,10 @@ impl Launch {
         let (run, mesh_ranks) = match parsed.command {
             Subcommand::Train(train) => prepare(&train, &mut words)?,
             Subcommand::BenchComm(_) => (None, None),
-            _ => {
-                bail!("launch runs `train` or `bench-comm`: write `phalanx launch --ranks N -- train CONFIG`")
-            }
+            Subcommand::Parity(parity) => (None, Some(ranks_of(&parity)?)),
+            _ => bail!(
+                "launch runs `train`, `parity` or `bench-comm`: write `phalanx launch --ranks N -- train CONFIG`"
+            ),
         };
         let ranks =
             arguments.ranks.or(mesh_ranks).context("say how many processes to start with --ranks N")?;
@@ -196,6 +199,16 @@ fn prepare(
         }
     };
     Ok((Some(run), Some(config.parallel.mesh.world_size())))
+}
+
+/// The ranks of the first layout to be compared.
+fn ranks_of(parity: &ParityArguments) -> anyhow::Result<usize> {
+    let config = parity.config.load(&[], None)?;
+    let config = match parity.meshes.first() {
+        Some(layout) => config.with_layout(layout)?,
+        None => config,
+    };
+    Ok(config.parallel.mesh.world_size())
 }
 
 fn has_checkpoint(run: &Path) -> bool {

@@ -20,6 +20,8 @@ pub fn run(arguments: &TrainArguments) -> anyhow::Result<Verdict> {
         runs: PathBuf::from("runs"),
         job: place::find()?,
         binary: place::binary(),
+        #[cfg(feature = "faults")]
+        fault: crate::faults::find()?,
     };
     let progress = Progress::new();
     let result = phalanx::train(&config, &options, &|event| progress.event(&event));

@@ -8,6 +8,8 @@ use tokio::runtime::{Builder, Runtime};
 
 /// How long keys outlive their process, in seconds.
 const LEASE_SECONDS: i64 = 10;
+/// How long a process that ends waits for its keys to go.
+const GOODBYE: Duration = Duration::from_millis(500);
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(5);
 
@@ -72,6 +74,15 @@ async fn join(endpoints: &[&str]) -> Result<(Client, i64), etcd_client::Error> {
     let mut client = Client::connect(endpoints, Some(options)).await?;
     let lease = client.lease_grant(LEASE_SECONDS, None).await?.id();
     Ok((client, lease))
+}
+
+impl Drop for EtcdStore {
+    fn drop(&mut self) {
+        // The keys go with their process now and not when the lease runs out. An etcd that is away keeps nobody.
+        let mut leases = self.client.lease_client();
+        let revoke = async { tokio::time::timeout(GOODBYE, leases.revoke(self.lease)).await };
+        let _ = self.runtime.block_on(revoke);
+    }
 }
 
 impl Store for EtcdStore {
