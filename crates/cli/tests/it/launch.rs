@@ -105,7 +105,7 @@ fn restarts_end_with_the_bits_of_an_undisturbed_run() {
             }
             std::thread::sleep(Duration::from_millis(700));
         }
-        let output = finish(launcher, Duration::from_secs(120));
+        let output = finish(launcher, Duration::from_secs(400));
         assert!(output.status.success(), "{}", stderr(&output));
         assert!(stderr(&output).contains("restart 1 of 3"), "{}", stderr(&output));
         assert!(shards(&place.path().join(&out), 400) == whole, "delay {delay}: other bits");

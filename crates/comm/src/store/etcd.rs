@@ -48,7 +48,7 @@ impl EtcdStore {
                 Err(_) if begun.elapsed() < limit => std::thread::sleep(Duration::from_millis(200)),
                 Err(problem) => {
                     let waited = begun.elapsed().as_secs_f64();
-                    return Err(failed(format!("{problem} (tried for {waited:.1} s)")));
+                    return Err(failed(format!("{} (tried for {waited:.1} s)", words(&problem))));
                 }
             }
         };
@@ -65,8 +65,17 @@ impl EtcdStore {
 
     fn failed(&self, action: &'static str) -> impl Fn(etcd_client::Error) -> StoreError {
         let store = self.describe();
-        move |problem| StoreError::Unavailable { store: store.clone(), action, problem: problem.to_string() }
+        move |problem| StoreError::Unavailable { store: store.clone(), action, problem: words(&problem) }
     }
+}
+
+/// What is wrong in the end: the layers above it each say only that the one below failed.
+fn words(problem: &etcd_client::Error) -> String {
+    let mut deepest: &dyn std::error::Error = problem;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
 }
 
 async fn join(endpoints: &[&str]) -> Result<(Client, i64), etcd_client::Error> {
