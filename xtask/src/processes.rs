@@ -41,8 +41,9 @@ const SERVICES: [Service; 3] = [
     },
 ];
 
-/// Modules of the command's tests that start several processes.
-const MODULES: [&str; 5] = ["etcd::", "faults::", "launch::", "launch_mpi::", "parity_processes::"];
+/// Modules of tests that `cargo xtask test` runs and features change nothing of.
+const NOT_OF_PROCESSES: [&str; 6] =
+    ["commands::", "kill::", "refusals::", "runs::", "threads::", "no_allocation"];
 
 fn is_fine(words: &[&str]) -> bool {
     let Some((program, arguments)) = words.split_first() else { return false };
@@ -71,21 +72,18 @@ pub fn test(full: bool, strict: bool) -> Result<(), String> {
     }
     let of =
         |package: &str| features.iter().map(move |f| format!("{package}/{f}")).collect::<Vec<_>>().join(",");
-    let comm = of("phalanx-comm");
-    let mut tests = cargo(&["test", "--release", "-p", "phalanx-comm", "--features", &comm]);
-    tests.args(["--lib", "--tests", "--", "--test-threads=1"]);
-    let cli = format!("{},phalanx-cli/faults", of("phalanx-cli"));
-    let mut command = cargo(&["test", "--release", "-p", "phalanx-cli", "--features", &cli]);
+    let packages = ["-p", "phalanx-comm", "-p", "phalanx-cli"];
+    let chosen = [of("phalanx-comm"), of("phalanx-cli"), "phalanx-cli/faults".to_owned()].join(",");
+    let mut tests = cargo(&["test", "--release"]);
+    tests.args(packages).args(["--features", &chosen, "--tests", "--"]);
     // One at a time: they measure how soon a failure is noticed.
-    command.args(["--test", "it", "--", "--test-threads=1"]).args(MODULES);
-    for tests in [&mut tests, &mut command] {
-        match full {
-            true => tests.env("PHALANX_FULL", "1"),
-            false => tests.env_remove("PHALANX_FULL"),
-        };
-    }
+    tests.arg("--test-threads=1");
+    tests.args(NOT_OF_PROCESSES.iter().flat_map(|module| ["--skip", module]));
+    match full {
+        true => tests.env("PHALANX_FULL", "1"),
+        false => tests.env_remove("PHALANX_FULL"),
+    };
     run(tests)?;
-    run(command)?;
     let hosts = root().join("crates/cli/tests/hosts.sh");
     let phalanx = crate::target_dir().map_err(|failure| failure.to_string())?.join("release/phalanx");
     // The command's tests have built it with these features.

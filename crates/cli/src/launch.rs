@@ -21,7 +21,7 @@ use crate::failure::{PEER_FAILED, Verdict};
 use crate::{output, signals};
 
 /// After one process has failed, the others have so long to say what they saw, and after SIGTERM to end.
-const GRACE: Duration = Duration::from_secs(6);
+const GRACE: Duration = Duration::from_secs(3);
 /// Between two looks at the processes.
 const LOOK: Duration = Duration::from_millis(20);
 /// Exit code of a command line or environment that is wrong: starting it anew would change nothing, unless steps were

@@ -40,8 +40,13 @@ fn every_fault(backend: &str, survivors_speak: impl Fn(&str) -> bool, noticed: D
         let whole = format!("whole-{}", layout.len());
         place.succeed(&[&["train", "small.toml", "--mesh", layout, "--out", &whole], &LENGTH[..]].concat());
     }
-    for (moment, step, layout) in moments() {
-        for how in ["kill", "stop", "exit", "panic"] {
+    let is_full = std::env::var_os("PHALANX_FULL").is_some();
+    for (number, (moment, step, layout)) in moments().into_iter().enumerate() {
+        for (way, how) in ["kill", "stop", "exit", "panic"].into_iter().enumerate() {
+            // Without PHALANX_FULL each moment in two ways, so that every way is met at several moments.
+            if !(is_full || (number + way).is_multiple_of(2)) {
+                continue;
+            }
             let case = format!("{backend}: {how} in {moment}");
             let out = format!("{moment}-{how}");
             let mut command = launch(
