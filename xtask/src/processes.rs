@@ -43,7 +43,7 @@ const SERVICES: [Service; 3] = [
 
 /// Modules of tests that `cargo xtask test` runs and features change nothing of.
 const NOT_OF_PROCESSES: [&str; 6] =
-    ["commands::", "kill::", "refusals::", "runs::", "threads::", "no_allocation"];
+    ["commands::", "kill::", "refusals::", "runs::", "threads::", "operations_do_not_allocate"];
 
 fn is_fine(words: &[&str]) -> bool {
     let Some((program, arguments)) = words.split_first() else { return false };
