@@ -1,7 +1,8 @@
-//! The project's tasks: `cargo xtask test`, `cargo xtask lint` and `cargo xtask bench`. They call cargo and read source
+//! The project's tasks: `cargo xtask test`, `test-processes`, `lint` and `bench`. They call cargo and read source
 //! files; what is tested or linted is not decided here.
 
 mod bench;
+mod processes;
 
 use std::fmt;
 use std::fs;
@@ -13,7 +14,11 @@ const HELP: &str = "\
 cargo xtask TASK
 
   test [--full] [ARGS]   all tests in the release profile; --full takes the exhaustive matrices instead of a
-                         pairwise selection; ARGS go to `cargo test` (for example `-p phalanx-plan`)
+                         pairwise selection, and the tests of several processes too; ARGS go to `cargo test` (for
+                         example `-p phalanx-plan`)
+  test-processes [--full] [--strict]
+                         tests of ranks in several processes, over Gloo, MPI and etcd as far as they are installed;
+                         what is missing is named, and with --strict a failure
   lint                   formatting, clippy, documentation, length of files
   bench [FLAGS]          Phalanx beside PyTorch on this machine; `cargo xtask bench --help` has the flags
 ";
@@ -22,14 +27,10 @@ cargo xtask TASK
 const MAX_LINES: usize = 600;
 /// Where the project's own source files are.
 const SOURCE_DIRS: [&str; 4] = ["crates", "xtask", "bench", "examples"];
-/// What tests could need beyond the Rust toolchain, and why none of these tests needs it.
-const SERVICES: [(&str, &str); 4] = [
+/// What tests could need beyond the Rust toolchain, and why none of `cargo xtask test` needs it.
+const SERVICES: [(&str, &str); 3] = [
     ("GPU", "kernels are for the CPU alone"),
-    ("Gloo", "a feature: `cargo test --release -p phalanx-comm --features gloo`, with libgloo-dev installed"),
-    (
-        "MPI",
-        "a feature: `cargo test --release -p phalanx-comm --features mpi`, with libopenmpi-dev installed",
-    ),
+    ("Gloo, MPI or etcd", "they have their own: `cargo xtask test-processes`"),
     ("network", "example texts are in the repository"),
 ];
 
@@ -59,6 +60,13 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let result = match args.split_first() {
         Some((task, rest)) if task == "test" => test(rest).map_err(Failure::Failed),
+        Some((task, rest)) if task == "test-processes" => {
+            let has = |flag: &str| rest.iter().any(|word| word == flag);
+            match rest.iter().find(|word| !["--full", "--strict"].contains(&word.as_str())) {
+                Some(word) => Err(Failure::Usage(format!("test-processes knows no {word}"))),
+                None => processes::test(has("--full"), has("--strict")).map_err(Failure::Failed),
+            }
+        }
         Some((task, [])) if task == "lint" => lint().map_err(Failure::Failed),
         Some((task, rest)) if task == "bench" => bench::bench(rest),
         Some((task, _)) if ["help", "--help", "-h"].contains(&task.as_str()) => {
@@ -82,7 +90,8 @@ fn main() -> ExitCode {
 fn test(args: &[String]) -> Result<(), String> {
     let full = args.iter().any(|a| a == "--full");
     let mut cargo = cargo(&["test", "--release"]);
-    if !args.iter().any(|a| ["-p", "--package"].contains(&a.as_str())) {
+    let all = !args.iter().any(|a| ["-p", "--package"].contains(&a.as_str()));
+    if all {
         cargo.arg("--workspace");
     }
     cargo.args(args.iter().filter(|a| *a != "--full"));
@@ -95,7 +104,8 @@ fn test(args: &[String]) -> Result<(), String> {
     }
     let selection = if full { "exhaustive" } else { "a pairwise selection (--full takes all)" };
     println!("matrices: {selection}");
-    run(cargo)
+    run(cargo)?;
+    if full && all { processes::test(full, false) } else { Ok(()) }
 }
 
 /// Runs every check even if an earlier one fails, so that one run shows all there is to mend.

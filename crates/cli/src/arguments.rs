@@ -256,7 +256,7 @@ pub struct LaunchArguments {
         allow_hyphen_values = true
     )]
     pub mpirun: String,
-    /// What each process runs: `train` or `bench-comm` with its arguments
+    /// What each process runs: `train`, `parity` or `bench-comm` with its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }

@@ -97,7 +97,8 @@ struct Bench {
 impl Bench {
     fn over_threads(&self, ranks: usize, mesh: Option<&Mesh>) -> anyhow::Result<Report> {
         let options = Options { deadline: DEADLINE, ..Options::default() };
-        let machine = memcpy_speed(ranks);
+        let machine: Vec<f64> = self.sizes.iter().map(|bytes| memcpy_speed(ranks, *bytes)).collect();
+        let machine = &machine[..];
         let results: Vec<Result<Vec<Measurement>, CommError>> = std::thread::scope(|scope| {
             let threads: Vec<_> = World::new(ranks, options)
                 .into_iter()
@@ -107,7 +108,12 @@ impl Bench {
         });
         let mut all = results.into_iter().collect::<Result<Vec<_>, _>>()?;
         let measurements = all.swap_remove(0);
-        Ok(Report { backend: "threads".to_owned(), world_size: ranks, machine: "memcpy", measurements })
+        Ok(Report {
+            backend: "threads".to_owned(),
+            world_size: ranks,
+            machine: "memcpy by all ranks at once",
+            measurements,
+        })
     }
 
     fn over_processes(&self, job: &Job, mesh: Option<&Mesh>) -> anyhow::Result<Option<Report>> {
@@ -115,6 +121,7 @@ impl Bench {
         // Alone, before the others talk.
         let machine =
             if job.process == 0 { socket_speed().context("cannot measure a loopback socket")? } else { 0.0 };
+        let machine = &vec![machine; self.sizes.len()][..];
         let results: Vec<anyhow::Result<Vec<Measurement>>> = std::thread::scope(|scope| {
             let threads: Vec<_> = job
                 .ranks()
@@ -130,25 +137,25 @@ impl Bench {
         Ok((job.process == 0).then_some(Report {
             backend,
             world_size,
-            machine: "loopback socket",
+            machine: "a loopback socket",
             measurements,
         }))
     }
 
-    /// Measures on one rank, in step with all others.
+    /// Measures on one rank, in step with all others. `machine` has what the machine moves by itself at each size.
     fn rank(
         &self,
         world: &dyn Communicator,
         backend: &str,
         mesh: Option<&Mesh>,
-        machine: f64,
+        machine: &[f64],
     ) -> Result<Vec<Measurement>, CommError> {
         let largest = self.sizes.iter().max().copied().unwrap_or(0);
         let room = 3 * (largest + 64 * world.world_size()).next_multiple_of(64) + 4096;
         let arena = Arena::reserve(room).expect("memory for the messages");
         let mut measurements = Vec::new();
         let mut measure = |group: &dyn Communicator, name: &str| -> Result<(), CommError> {
-            for &bytes in &self.sizes {
+            for (&bytes, &machine_bytes_per_second) in self.sizes.iter().zip(machine) {
                 for operation in OPERATIONS {
                     let (times, moved) = self.times(world, group, &arena, operation, bytes)?;
                     let median_seconds = times[times.len() / 2];
@@ -162,7 +169,7 @@ impl Bench {
                         median_seconds,
                         min_seconds: times[0],
                         bytes_per_second: moved / median_seconds,
-                        machine_bytes_per_second: machine,
+                        machine_bytes_per_second,
                     });
                 }
             }
@@ -248,29 +255,32 @@ fn perform(group: &dyn Communicator, arena: &Arena, operation: &str, bytes: usiz
     }
 }
 
-/// Bytes a second that each of so many threads copies while all do.
-fn memcpy_speed(threads: usize) -> f64 {
-    const BYTES: usize = 32 << 20;
+/// Bytes a second that each of so many threads copies while all copy `bytes` at a time: by the median of the slowest.
+fn memcpy_speed(threads: usize, bytes: usize) -> f64 {
+    const IN_ALL: usize = 256 << 20;
+    let repeats = (IN_ALL / bytes.max(1)).clamp(REPEATS[0], REPEATS[1]);
     let (start, slowest) = (Barrier::new(threads), Mutex::new(0.0f64));
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                let (from, mut to) = (vec![1u8; BYTES], vec![0u8; BYTES]);
-                let mut best = f64::INFINITY;
-                for _ in 0..5 {
-                    start.wait();
+                let (from, mut to) = (vec![1u8; bytes], vec![0u8; bytes]);
+                let mut copy = || {
                     let begun = Instant::now();
                     to.copy_from_slice(std::hint::black_box(&from));
                     std::hint::black_box(&mut to);
-                    best = best.min(begun.elapsed().as_secs_f64());
-                }
+                    begun.elapsed().as_secs_f64()
+                };
+                copy();
+                start.wait();
+                let mut times: Vec<f64> = (0..repeats).map(|_| copy()).collect();
+                times.sort_by(f64::total_cmp);
                 if let Ok(mut slowest) = slowest.lock() {
-                    *slowest = slowest.max(best);
+                    *slowest = slowest.max(times[repeats / 2]);
                 }
             });
         }
     });
-    BYTES as f64 / slowest.into_inner().unwrap_or(f64::INFINITY)
+    bytes as f64 / slowest.into_inner().unwrap_or(f64::INFINITY)
 }
 
 /// Bytes a second over one loopback connection, one way.
@@ -316,9 +326,8 @@ fn table(report: &Report) -> String {
             of_machine * 100.0
         ));
     }
-    let speed = report.measurements.first().map_or(0.0, |m| m.machine_bytes_per_second) / 1e9;
     lines.push(format!(
-        "backend {}, {} ranks; the machine: {} at {speed:.2} GB/s per rank; GB/s: what each rank must move at least",
+        "backend {}, {} ranks; GB/s: what each rank must move at least; of machine: beside {} of as many bytes",
         report.backend, report.world_size, report.machine
     ));
     lines.join("\n") + "\n"

@@ -4,7 +4,15 @@ use std::process::ExitCode;
 
 use phalanx::TrainError;
 
-use crate::output;
+use crate::{output, signals};
+
+/// Exit code of a rank that only its peers kept from going on; under `phalanx launch` alone, which reads it.
+pub const PEER_FAILED: u8 = 75;
+
+/// Exit code of a rank that the watchdog ends, because a peer keeps it in a call that does not come back.
+pub fn stuck_code() -> i32 {
+    if signals::is_launched() { i32::from(PEER_FAILED) } else { 2 }
+}
 
 /// How a command that ran to its end ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +48,10 @@ pub fn exit_code(result: anyhow::Result<Verdict>) -> ExitCode {
             if error.downcast_ref::<TrainError>().is_some_and(TrainError::is_bug) {
                 output::note("this is a bug in Phalanx: please report it with the lines above");
                 return ExitCode::from(101);
+            }
+            let is_of_peer = error.downcast_ref::<TrainError>().is_some_and(TrainError::is_of_peer);
+            if is_of_peer && signals::is_launched() {
+                return ExitCode::from(PEER_FAILED);
             }
             ExitCode::from(2)
         }

@@ -14,25 +14,28 @@ use phalanx::Config;
 use phalanx::comm::store::TcpStoreServer;
 use phalanx::training::run_dir::RunDir;
 
-use crate::arguments::{Arguments, Command as Subcommand, LaunchArguments, LaunchBackend, TrainArguments};
-use crate::failure::Verdict;
+use crate::arguments::{
+    Arguments, Command as Subcommand, LaunchArguments, LaunchBackend, ParityArguments, TrainArguments,
+};
+use crate::failure::{PEER_FAILED, Verdict};
 use crate::{output, signals};
 
 /// After one process has failed, the others have so long to say what they saw, and after SIGTERM to end.
-const GRACE: Duration = Duration::from_secs(6);
+const GRACE: Duration = Duration::from_secs(3);
 /// Between two looks at the processes.
 const LOOK: Duration = Duration::from_millis(20);
-/// Exit code of a command line or environment that is wrong: starting it anew would change nothing.
+/// Exit code of a command line or environment that is wrong: starting it anew would change nothing, unless steps were
+/// made with it.
 const WRONG_INPUT: i32 = 2;
 
 /// How one life of the job ended.
 enum End {
     Success,
-    /// The first process that failed, and how.
+    /// The process that failed first or most gravely, how, and whether another life may end better.
     Failed {
         rank: usize,
-        status: ExitStatus,
-        steps_began: bool,
+        how: String,
+        is_hopeless: bool,
     },
     /// The user asked for it.
     Stopped {
@@ -47,9 +50,8 @@ pub fn run(arguments: &LaunchArguments) -> anyhow::Result<Verdict> {
         match job.live(generation, &signals)? {
             End::Success => return Ok(Verdict::Success),
             End::Stopped { signal } => bail!("stopped by signal {signal}; the last checkpoint is kept"),
-            End::Failed { rank, status, steps_began } => {
-                let why = format!("rank {rank} failed ({})", describe(status));
-                let is_hopeless = status.code() == Some(WRONG_INPUT) && !steps_began;
+            End::Failed { rank, how, is_hopeless } => {
+                let why = format!("rank {rank} failed ({how})");
                 if is_hopeless || generation >= arguments.max_restarts {
                     let restarts = match (generation, is_hopeless) {
                         (0, false) => {
@@ -71,9 +73,14 @@ pub fn run(arguments: &LaunchArguments) -> anyhow::Result<Verdict> {
     Ok(Verdict::Success)
 }
 
-/// Whether a process was killed or panicked, rather than said what is wrong and ended.
-fn is_death(status: ExitStatus) -> bool {
-    status.code() != Some(WRONG_INPUT)
+/// How much a failure explains: that a rank died or panicked, more than that it said what is wrong, and that more than
+/// that it missed another.
+fn gravity(status: ExitStatus) -> u8 {
+    match status.code() {
+        Some(code) if code == i32::from(PEER_FAILED) => 0,
+        Some(WRONG_INPUT) => 1,
+        _ => 2,
+    }
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -109,9 +116,10 @@ impl Launch {
         let (run, mesh_ranks) = match parsed.command {
             Subcommand::Train(train) => prepare(&train, &mut words)?,
             Subcommand::BenchComm(_) => (None, None),
-            _ => {
-                bail!("launch runs `train` or `bench-comm`: write `phalanx launch --ranks N -- train CONFIG`")
-            }
+            Subcommand::Parity(parity) => (None, Some(ranks_of(&parity)?)),
+            _ => bail!(
+                "launch runs `train`, `parity` or `bench-comm`: write `phalanx launch --ranks N -- train CONFIG`"
+            ),
         };
         let ranks =
             arguments.ranks.or(mesh_ranks).context("say how many processes to start with --ranks N")?;
@@ -198,6 +206,16 @@ fn prepare(
     Ok((Some(run), Some(config.parallel.mesh.world_size())))
 }
 
+/// The ranks of the first layout to be compared.
+fn ranks_of(parity: &ParityArguments) -> anyhow::Result<usize> {
+    let config = parity.config.load(&[], None)?;
+    let config = match parity.meshes.first() {
+        Some(layout) => config.with_layout(layout)?,
+        None => config,
+    };
+    Ok(config.parallel.mesh.world_size())
+}
+
 fn has_checkpoint(run: &Path) -> bool {
     let entries = std::fs::read_dir(RunDir::checkpoints_in(run));
     entries.is_ok_and(|mut all| all.any(|e| e.is_ok_and(|e| e.path().join("manifest.json").exists())))
@@ -242,6 +260,7 @@ impl Process {
     ) -> anyhow::Result<Process> {
         use std::os::unix::process::CommandExt;
         command.env("PHALANX_BACKEND", backend).env("PHALANX_GENERATION", generation.to_string());
+        command.env(signals::LAUNCHED, "1");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command.spawn().with_context(|| format!("cannot start {program} for rank {rank}"))?;
@@ -362,9 +381,8 @@ fn watch(
                 && !status.success()
             {
                 let (rank, first, since) = failed.unwrap_or((process.rank, status, Instant::now()));
-                // A death is the cause; that others then end with an error is its echo.
-                let is_worse = is_death(status) && !is_death(first);
-                failed = Some(if is_worse { (process.rank, status, since) } else { (rank, first, since) });
+                let is_graver = gravity(status) > gravity(first);
+                failed = Some(if is_graver { (process.rank, status, since) } else { (rank, first, since) });
             }
         }
         let all_ended = processes.iter().all(|p| p.status.is_some());
@@ -373,7 +391,18 @@ fn watch(
             (Some((signal, since)), _) if waited_enough(since) => return Ok(End::Stopped { signal }),
             (None, Some((rank, status, since))) if waited_enough(since) => {
                 let steps_began = processes.iter().any(|p| p.steps_began.lock().is_ok_and(|b| *b));
-                return Ok(End::Failed { rank, status, steps_began });
+                let still = processes.iter().find(|p| p.status.is_none());
+                return Ok(match still {
+                    // All others have missed somebody, and this one does not even end.
+                    Some(still) if gravity(status) == 0 => {
+                        let how = "it stands still".to_owned();
+                        End::Failed { rank: still.rank, how, is_hopeless: false }
+                    }
+                    _ => {
+                        let is_hopeless = gravity(status) == 1 && !steps_began;
+                        End::Failed { rank, how: describe(status), is_hopeless }
+                    }
+                });
             }
             (None, None) if all_ended => return Ok(End::Success),
             _ => {}

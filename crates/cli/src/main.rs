@@ -7,6 +7,8 @@ mod arguments;
 mod bench_comm;
 mod explain;
 mod failure;
+#[cfg(feature = "faults")]
+mod faults;
 mod generate;
 mod launch;
 mod output;

@@ -4,7 +4,7 @@ use phalanx::LayoutReport;
 
 use crate::arguments::{ParityArguments, Precision};
 use crate::failure::Verdict;
-use crate::output;
+use crate::{output, place};
 
 pub fn run(arguments: &ParityArguments) -> anyhow::Result<Verdict> {
     let precision = match arguments.precision {
@@ -29,9 +29,14 @@ pub fn run(arguments: &ParityArguments) -> anyhow::Result<Verdict> {
             false => broken = broken.take().or(output::line(&line).err()),
         }
     };
-    let report = phalanx::compare(&config, &layouts, arguments.steps, arguments.tolerance, &mut observe)?;
+    let (job, steps, tolerance) = (place::find()?, arguments.steps, arguments.tolerance);
+    let report = phalanx::compare_in(job.as_ref(), &config, &layouts, steps, tolerance, &mut observe)?;
     if let Some(error) = broken {
         return Err(error);
+    }
+    if job.is_some_and(|job| job.process != 0) {
+        // The first process has compared, and says so.
+        return Ok(Verdict::Success);
     }
     if arguments.json {
         output::json(&report)?;

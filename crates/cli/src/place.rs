@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use phalanx::comm::store::{self, Store, TcpStoreServer};
 use phalanx::comm::{Backend, Job};
 
-use crate::output;
+use crate::{failure, output};
 
 /// How long ranks wait for each other at the start, unless `PHALANX_RENDEZVOUS_SECONDS` says otherwise.
 const RENDEZVOUS_SECONDS: f64 = 60.0;
@@ -19,8 +19,6 @@ const SILENCE_SECONDS: f64 = 4.0;
 const FLIGHT_RECORDER: usize = 256;
 /// Ports for jobs of Slurm, which names none: from here on, by the number of the job.
 const SLURM_PORTS: u16 = 20_000;
-/// Exit code of a process that the watchdog ends.
-const STUCK: i32 = 2;
 
 /// How long the other processes of an MPI job have to say what they saw.
 #[cfg(feature = "mpi")]
@@ -85,7 +83,7 @@ pub fn find() -> anyhow::Result<Option<Job>> {
         flight_recorder: FLIGHT_RECORDER,
         on_stuck: Arc::new(|words| {
             output::note(&format!("error: {words}"));
-            std::process::exit(STUCK);
+            std::process::exit(failure::stuck_code());
         }),
     }))
 }

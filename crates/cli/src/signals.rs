@@ -12,6 +12,14 @@ pub const KILL: i32 = SIGKILL;
 /// Names the launcher to the processes that it starts.
 pub const PARENT: &str = "PHALANX_PARENT";
 
+/// Tells the processes of a job that a launcher reads their exit codes.
+pub const LAUNCHED: &str = "PHALANX_LAUNCHED";
+
+/// Whether a launcher started this process, perhaps by way of `mpirun`.
+pub fn is_launched() -> bool {
+    std::env::var_os(LAUNCHED).is_some()
+}
+
 /// The signals that ask this process to end, as they come.
 pub fn watch() -> anyhow::Result<Receiver<i32>> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot listen for signals")?;

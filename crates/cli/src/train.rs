@@ -22,6 +22,8 @@ pub fn run(arguments: &TrainArguments) -> anyhow::Result<Verdict> {
         // Reading the whole binary takes a tenth of a second: only where there is another to compare it with.
         binary: job.as_ref().map(|_| place::binary()).unwrap_or_default(),
         job,
+        #[cfg(feature = "faults")]
+        fault: crate::faults::find()?,
     };
     let progress = Progress::new();
     let result = phalanx::train(&config, &options, &|event| progress.event(&event));

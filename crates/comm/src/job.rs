@@ -214,12 +214,17 @@ mod joining {
             let store: Arc<dyn Store> = Arc::new(self.scope());
             self.claim(&*store, rank)?;
             let vigil = Vigil::begin(Arc::clone(&store), "rank", rank, self.world_size(), self.silence)?;
+            // A process may be lost before its ranks begin.
+            let vigil = vigil.and_watch("process", self.num_processes);
             let hosts = self.gather(&*store, rank, &vigil)?;
             let watch = Watch::new(rank, hosts, WatchOptions { deadline, silence: self.silence });
             let joined = self.connect(&store, &watch, &vigil);
-            if joined.is_err() {
-                watch.fail(wire::Failure::Gone { rank, how: "it could not join".into() });
-                watch.close();
+            match &joined {
+                Ok(_) => vigil.end(),
+                Err(_) => {
+                    watch.fail(wire::Failure::Gone { rank, how: "it could not join".into() });
+                    watch.close();
+                }
             }
             joined
         }

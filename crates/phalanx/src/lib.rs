@@ -61,7 +61,7 @@ pub use ::train::explain::{
     Communication, Explanation, ParameterPlacement, RankBytes, StageListing, explain, listing,
 };
 pub use ::train::generate::{GenerateOptions, generate};
-pub use ::train::parity_report::{LayoutReport, ParityReport, all_layouts, compare};
+pub use ::train::parity_report::{LayoutReport, ParityReport, all_layouts, compare, compare_in};
 pub use ::train::prepare::{DataReport, prepare};
 pub use ::train::trainer::{EvaluationReport, Event, Prepared, RunOptions, StepReport, Summary, train};
 

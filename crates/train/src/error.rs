@@ -200,6 +200,17 @@ impl TrainError {
         }
     }
 
+    /// Whether this rank could have gone on if its peers had: the same job, started anew, may end well.
+    pub fn is_of_peer(&self) -> bool {
+        use comm::CommError::DeadlineExceeded;
+        match self {
+            TrainError::Refused { .. } => true,
+            TrainError::Join(error) => matches!(**error, comm::JoinError::Failed { .. }),
+            TrainError::Runtime(runtime::RuntimeError::Comm(DeadlineExceeded { .. })) => true,
+            other => other.is_echo(),
+        }
+    }
+
     /// Whether this is only the echo of another rank's failure.
     pub fn is_echo(&self) -> bool {
         use comm::CommError::{Aborted, PeerGone};

@@ -11,10 +11,13 @@ pub mod checkpoint;
 pub mod config;
 mod error;
 pub mod explain;
+#[cfg(feature = "faults")]
+pub mod faults;
 pub mod generate;
 mod learning_rate;
 pub mod loss_scale;
 pub mod parity;
+mod parity_gather;
 pub mod parity_report;
 pub mod pipeline_profile;
 pub mod prepare;

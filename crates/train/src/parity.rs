@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use comm::{Communicator, Job};
 use mesh::Tile;
 use models::Decoder;
 use plan::Chooser;
@@ -12,6 +13,7 @@ use runtime::{Executor, StepInput, WrapGroup};
 use crate::assemble;
 use crate::config::{Config, Precision};
 use crate::error::TrainError;
+use crate::parity_gather;
 use crate::ranks;
 use crate::synthetic::Synthetic;
 
@@ -54,13 +56,15 @@ pub struct Recorder<'a> {
     pub wrap: Option<&'a (dyn Fn(usize) -> Box<WrapGroup<'a>> + Sync)>,
 }
 
-type Pieces = Vec<(usize, String, Tile, Vec<f64>)>;
+/// Parts of global tensors, each with the step it belongs to.
+pub(crate) type Pieces = Vec<(usize, String, Tile, Vec<f64>)>;
 
-struct RankRecord {
-    losses: Vec<f64>,
-    norms: Vec<f64>,
-    gradients: Pieces,
-    states: Pieces,
+/// What one rank recorded.
+pub(crate) struct RankRecord {
+    pub(crate) losses: Vec<f64>,
+    pub(crate) norms: Vec<f64>,
+    pub(crate) gradients: Pieces,
+    pub(crate) states: Pieces,
 }
 
 impl Recorder<'_> {
@@ -71,11 +75,37 @@ impl Recorder<'_> {
     pub fn record(&self, config: &Config) -> Result<Recording, TrainError> {
         let decoder = assemble::decoder(config, None)?;
         let stepper = assemble::training(config, &decoder)?;
-        let chooser = self.random.map_or(Chooser::Policy, Chooser::Random);
         let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
         let records = ranks::run(stepper.plan.mesh.world_size(), deadline, |world| {
-            self.rank(config, &decoder, &stepper, &chooser, world)
+            Ok(self.rank(config, &decoder, &stepper, world)?.1)
         })?;
+        Ok(self.assemble(records))
+    }
+
+    /// The same with the ranks of `job`, of which this process has some. The first process gets the recording.
+    ///
+    /// # Errors
+    /// As [`Recorder::record`]; a mesh that is not as large as the job; what keeps ranks from joining.
+    pub fn record_in(&self, config: &Config, job: &Job) -> Result<Option<Recording>, TrainError> {
+        let decoder = assemble::decoder(config, None)?;
+        let stepper = assemble::training(config, &decoder)?;
+        let (ranks, started) = (stepper.plan.mesh.world_size(), job.world_size());
+        if ranks != started {
+            let (processes, per_process) = (job.num_processes, job.ranks_per_process);
+            let mesh = config.parallel.mesh.to_string();
+            return Err(TrainError::WorldSize { mesh, ranks, processes, per_process, started });
+        }
+        let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
+        let gathered = ranks::run_in(job, deadline, |world| {
+            let (executor, record) = self.rank(config, &decoder, &stepper, world)?;
+            parity_gather::to_first(executor.world(), record)
+        })?;
+        let records = gathered.into_iter().next().filter(|records| !records.is_empty());
+        Ok(records.map(|records| self.assemble(records)))
+    }
+
+    /// Puts the records of all ranks together.
+    fn assemble(&self, records: Vec<RankRecord>) -> Recording {
         let mut recording = Recording {
             losses: records[0].losses.clone(),
             norms: records[0].norms.clone(),
@@ -96,7 +126,7 @@ impl Recorder<'_> {
                 recording.num_disagreements += place(&mut recording.states, name, &tile, &values);
             }
         }
-        Ok(recording)
+        recording
     }
 
     fn rank(
@@ -104,11 +134,11 @@ impl Recorder<'_> {
         config: &Config,
         decoder: &Decoder,
         stepper: &assemble::Stepper,
-        chooser: &Chooser,
-        world: Box<dyn comm::Communicator>,
-    ) -> Result<RankRecord, TrainError> {
+        world: Box<dyn Communicator>,
+    ) -> Result<(Executor, RankRecord), TrainError> {
+        let chooser = self.random.map_or(Chooser::Policy, Chooser::Random);
         let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(mesh::Axis::Pp);
-        let programs = vec![stepper.shared(pipeline_rank, chooser, true)?];
+        let programs = vec![stepper.shared(pipeline_rank, &chooser, true)?];
         let names: Vec<String> = programs[0].1.outputs.iter().map(|(name, _)| name.clone()).collect();
         let wrap = self.wrap.map(|w| w(world.rank()));
         let mut executor = Executor::new(world, programs, assemble::cpu(config)?, wrap.as_deref())?;
@@ -144,7 +174,7 @@ impl Recorder<'_> {
                 ));
             }
         })?;
-        Ok(record)
+        Ok((executor, record))
     }
 }
 

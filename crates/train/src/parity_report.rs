@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use comm::Job;
 use serde::Serialize;
 
 use crate::assemble;
@@ -66,6 +67,22 @@ pub fn compare(
     tolerance: f64,
     observe: &mut dyn FnMut(&LayoutReport),
 ) -> Result<ParityReport, TrainError> {
+    compare_in(None, config, layouts, steps, tolerance, observe)
+}
+
+/// As [`compare`], with the layouts on the ranks of a job, if there is one. Its first process has the findings; the
+/// others report none.
+///
+/// # Errors
+/// As [`compare`]; a layout with more or fewer ranks than the job; what keeps ranks from joining.
+pub fn compare_in(
+    job: Option<&Job>,
+    config: &Config,
+    layouts: &[String],
+    steps: usize,
+    tolerance: f64,
+    observe: &mut dyn FnMut(&LayoutReport),
+) -> Result<ParityReport, TrainError> {
     let config = &with_vocabulary(config)?;
     let planned = match layouts {
         [] => vec![(config.parallel.mesh.to_string(), config.clone())],
@@ -79,17 +96,28 @@ pub fn compare(
         check_memory(&arena_bytes(layout)?)?;
     }
     let recorder = Recorder { steps, ..Recorder::default() };
-    let reference = recorder.record(&one_rank)?;
+    // Of several processes the first one compares; it alone trains the reference.
+    let is_first = job.is_none_or(|job| job.process == 0);
+    let reference = is_first.then(|| recorder.record(&one_rank)).transpose()?;
     let parameter_tolerance = parity::parameter_tolerance(config, tolerance);
     let mut reports = Vec::new();
-    for (layout, config) in planned {
+    for (number, (layout, config)) in planned.into_iter().enumerate() {
         let start = Instant::now();
-        let recording = recorder.record(&config)?;
+        let recording = match job {
+            None => Some(recorder.record(&config)?),
+            // Each layout has a world of its own.
+            Some(job) => {
+                let name = format!("{}/layout-{number}", job.name);
+                recorder.record_in(&config, &Job { name, ..job.clone() })?
+            }
+        };
         let seconds = start.elapsed().as_secs_f64();
-        let report =
-            judge(layout, &config, &recording, &reference, [tolerance, parameter_tolerance], seconds);
-        observe(&report);
-        reports.push(report);
+        if let (Some(recording), Some(reference)) = (&recording, &reference) {
+            let tolerances = [tolerance, parameter_tolerance];
+            let report = judge(layout, &config, recording, reference, tolerances, seconds);
+            observe(&report);
+            reports.push(report);
+        }
     }
     let ok = reports.iter().all(|report| report.ok);
     Ok(ParityReport { ok, steps, tolerance, parameter_tolerance, layouts: reports })

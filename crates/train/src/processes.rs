@@ -166,17 +166,20 @@ impl<'a> Processes<'a> {
         Ok(hosts)
     }
 
-    /// The directory of the run: made by the first process, told to the others. What is said here ends with it.
+    /// The directory of the run: made by the first process, told to the others.
     pub(crate) fn share_dir(&self, made: Option<&Path>) -> Result<PathBuf, TrainError> {
-        let dir = match made {
+        Ok(match made {
             Some(dir) => {
                 self.store.set("run", dir.display().to_string().as_bytes())?;
                 dir.to_path_buf()
             }
             None => PathBuf::from(self.wait("run", self.job.rendezvous_deadline)?),
-        };
+        })
+    }
+
+    /// The ranks of this process are connected: from here on they watch each other.
+    pub(crate) fn connected(&self) {
         self.vigil.end();
-        Ok(dir)
     }
 }
 

@@ -16,6 +16,8 @@ use crate::assemble::{self, Stepper};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Precision};
 use crate::error::TrainError;
+#[cfg(feature = "faults")]
+use crate::faults::{Fault, Following};
 use crate::learning_rate::learning_rate;
 use crate::loss_scale::LossScale;
 use crate::processes::{self, Processes};
@@ -46,6 +48,9 @@ pub struct RunOptions {
     pub job: Option<Job>,
     /// What tells this binary from another version, compared between processes.
     pub binary: String,
+    /// A fault of one rank, for tests.
+    #[cfg(feature = "faults")]
+    pub fault: Option<Fault>,
 }
 
 /// What happens during a run, as it happens.
@@ -175,6 +180,8 @@ struct Run<'a> {
     /// Whether other ranks are in other processes.
     in_processes: bool,
     observer: &'a (dyn Fn(Event<'_>) + Sync),
+    #[cfg(feature = "faults")]
+    following: Following,
 }
 
 /// What rank 0 brings home.
@@ -290,12 +297,23 @@ fn train_here(
         metrics: Mutex::new(metrics),
         in_processes: processes.is_some(),
         observer,
+        #[cfg(feature = "faults")]
+        following: Following::new(options.fault.as_ref()),
     };
+    #[cfg(feature = "faults")]
+    if let (Some(fault), Some(job)) = (&options.fault, &options.job) {
+        fault.before_connecting(job.ranks());
+    }
     memory::release_freed();
     memory::keep_heap_small();
     let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
     let outcomes = match &options.job {
-        Some(job) => ranks::run_in(job, deadline, |world| run.rank(world))?,
+        Some(job) => ranks::run_in(job, deadline, |world| {
+            if let Some(processes) = processes {
+                processes.connected();
+            }
+            run.rank(world)
+        })?,
         None => ranks::run(prepared.world_size, deadline, |world| run.rank(world))?,
     };
     let outcome = outcomes.into_iter().next().expect("there is a first rank");
@@ -385,6 +403,8 @@ impl Run<'_> {
     fn rank(&self, world: Box<dyn Communicator>) -> Result<Outcome, TrainError> {
         let pipeline_rank = self.training.plan.mesh.coord(world.rank()).get(Axis::Pp);
         let programs = self.programs[pipeline_rank].clone();
+        #[cfg(feature = "faults")]
+        let world = self.following.world(world);
         let mut executor = Executor::new(world, programs, assemble::cpu(self.config)?, None)?;
         match &self.resume {
             Some(checkpoint) => saving::load(&mut executor, checkpoint)?,
@@ -458,6 +478,8 @@ impl Run<'_> {
         let factor = loss_scale.map_or(1.0, |s| s.factor(num_tokens));
         let scalars = [("lr", lr), ("step", update as f64), ("loss_scale", factor)];
         let input = StepInput { seed: self.config.train.seed, step, scalars: &scalars };
+        #[cfg(feature = "faults")]
+        let batch = &mut self.following.step(executor.rank(), step, batch);
         executor.run(TRAIN, batch, &input)?;
         let (mut statistics, mut grad_norm) = ([0.0; 2], [0.0]);
         executor.read_output(TRAIN, "statistics", &mut statistics)?;

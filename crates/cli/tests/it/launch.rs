@@ -1,69 +1,11 @@
 //! Runs in several processes: the same bits as threads, one error when a rank fails, and restarts that change nothing.
 //! They need a build with the feature `gloo`.
 
-use std::fs;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::job::{assert_no_torn_checkpoint, children, finish, is_alive, launch, shards, signal, wait_until};
 use crate::place::{Place, stderr};
-
-/// All shards of a checkpoint, byte for byte.
-fn shards(run: &Path, step: u64) -> Vec<Vec<u8>> {
-    let dir = run.join(format!("checkpoints/step-{step:08}"));
-    let mut paths: Vec<_> = fs::read_dir(&dir)
-        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
-        .map(|e| e.unwrap().path())
-        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
-        .collect();
-    paths.sort();
-    paths.iter().map(|p| fs::read(p).unwrap()).collect()
-}
-
-fn launch(place: &Place, before: &[&str], train: &[&str]) -> Command {
-    let mut command = place.command([&["launch"], before, &["--", "train", "small.toml"], train].concat());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn finish(child: Child, limit: Duration) -> (Output, Duration) {
-    let begun = Instant::now();
-    let pid = child.id();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
-    match receiver.recv_timeout(limit) {
-        Ok(output) => (output, begun.elapsed()),
-        Err(_) => {
-            signal(pid, "KILL");
-            panic!("still running after {limit:?}");
-        }
-    }
-}
-
-fn signal(pid: u32, name: &str) {
-    Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
-}
-
-/// The processes that a launcher has started, by rank.
-fn children(launcher: u32) -> Vec<u32> {
-    let path = format!("/proc/{launcher}/task/{launcher}/children");
-    let text = fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
-}
-
-fn wait_until(what: &str, ready: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !ready() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn is_alive(pid: u32) -> bool {
-    // A zombie is dead, and its parent's business.
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
-}
 
 #[test]
 fn layouts_over_processes_have_the_bits_of_threads() {
@@ -90,7 +32,7 @@ fn layouts_over_processes_have_the_bits_of_threads() {
         place.succeed(&[&["train", "small.toml"], &settings[..], &[&threads]].concat());
         let mut command = launch(&place, &[], &[&settings[..], &[&processes]].concat());
         command.env("PHALANX_VERIFY", "1");
-        let (output, _) = finish(command.spawn().unwrap(), Duration::from_secs(120));
+        let output = finish(command.spawn().unwrap(), Duration::from_secs(120));
         assert!(output.status.success(), "{layout}: {}", stderr(&output));
         let same = shards(&place.path().join(&threads), 6) == shards(&place.path().join(&processes), 6);
         assert!(same, "{layout}: other bits");
@@ -127,7 +69,7 @@ fn a_rank_that_dies_or_is_stopped_is_named_by_all_others_and_nothing_stays_behin
         let victim = number + 1;
         let begun = Instant::now();
         signal(processes[victim], name);
-        let (output, _) = finish(launcher, Duration::from_secs(30));
+        let output = finish(launcher, Duration::from_secs(30));
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{text}");
         let survivors: Vec<usize> = (0..4).filter(|r| *r != victim).collect();
@@ -140,10 +82,7 @@ fn a_rank_that_dies_or_is_stopped_is_named_by_all_others_and_nothing_stays_behin
         // Detection, the launcher's grace for a stopped process, and a busy machine.
         assert!(begun.elapsed() < Duration::from_secs(15), "{name}: {:?}", begun.elapsed());
         wait_until("the end of every process", || !processes.iter().any(|pid| is_alive(*pid)));
-        for entry in fs::read_dir(run.join("checkpoints")).unwrap().flatten() {
-            let is_partial = entry.file_name().to_string_lossy().ends_with(".partial");
-            assert!(is_partial || entry.path().join("manifest.json").exists(), "a torn checkpoint");
-        }
+        assert_no_torn_checkpoint(&run, false);
     }
 }
 
@@ -166,7 +105,7 @@ fn restarts_end_with_the_bits_of_an_undisturbed_run() {
             }
             std::thread::sleep(Duration::from_millis(700));
         }
-        let (output, _) = finish(launcher, Duration::from_secs(120));
+        let output = finish(launcher, Duration::from_secs(400));
         assert!(output.status.success(), "{}", stderr(&output));
         assert!(stderr(&output).contains("restart 1 of 3"), "{}", stderr(&output));
         assert!(shards(&place.path().join(&out), 400) == whole, "delay {delay}: other bits");
@@ -183,7 +122,7 @@ fn the_launcher_takes_its_processes_with_it() {
         let processes = children(launcher.id());
         signal(launcher.id(), name);
         wait_until("the end of every process", || !processes.iter().any(|pid| is_alive(*pid)));
-        let (output, _) = finish(launcher, Duration::from_secs(30));
+        let output = finish(launcher, Duration::from_secs(30));
         if name == "INT" {
             assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
         }
@@ -208,7 +147,7 @@ fn differences_and_wrong_places_are_one_clear_error_each() {
             .into_iter()
             .map(|(rank, more)| by_hand(&place, rank, 2, store, more).spawn().unwrap())
             .collect();
-        all.into_iter().map(|c| finish(c, Duration::from_secs(60)).0).collect::<Vec<_>>()
+        all.into_iter().map(|c| finish(c, Duration::from_secs(60))).collect::<Vec<_>>()
     };
     // Another setting.
     for output in pair("file:store1", &[], &["--set", "train.lr=0.5"]) {
@@ -219,15 +158,13 @@ fn differences_and_wrong_places_are_one_clear_error_each() {
     // The same rank twice.
     let twice: Vec<Child> =
         (0..2).map(|_| by_hand(&place, 0, 2, "file:store2", &[]).spawn().unwrap()).collect();
-    let texts: Vec<String> =
-        twice.into_iter().map(|c| stderr(&finish(c, Duration::from_secs(60)).0)).collect();
+    let texts: Vec<String> = twice.into_iter().map(|c| stderr(&finish(c, Duration::from_secs(60)))).collect();
     assert!(
         texts.iter().any(|t| t.contains("rank 0 of job `job` (generation 0) is taken by process")),
         "{texts:?}"
     );
     // A rank that does not come.
-    let (output, _) =
-        finish(by_hand(&place, 0, 2, "file:store3", &[]).spawn().unwrap(), Duration::from_secs(60));
+    let output = finish(by_hand(&place, 0, 2, "file:store3", &[]).spawn().unwrap(), Duration::from_secs(60));
     assert!(stderr(&output).contains("ranks [1] of 2 did not come within"), "{}", stderr(&output));
     // A second job where one has been.
     assert!(pair("file:store4", &[], &[]).iter().all(|o| o.status.success()));
@@ -269,7 +206,7 @@ fn threads_and_processes_combine() {
         })
         .collect();
     for child in both {
-        let (output, _) = finish(child, Duration::from_secs(60));
+        let output = finish(child, Duration::from_secs(60));
         assert!(output.status.success(), "{}", stderr(&output));
     }
     assert!(shards(&place.path().join("both"), 6) == shards(&place.path().join("threads"), 6));

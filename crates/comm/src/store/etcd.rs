@@ -8,6 +8,8 @@ use tokio::runtime::{Builder, Runtime};
 
 /// How long keys outlive their process, in seconds.
 const LEASE_SECONDS: i64 = 10;
+/// How long a process that ends waits for its keys to go.
+const GOODBYE: Duration = Duration::from_millis(500);
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(5);
 
@@ -46,7 +48,7 @@ impl EtcdStore {
                 Err(_) if begun.elapsed() < limit => std::thread::sleep(Duration::from_millis(200)),
                 Err(problem) => {
                     let waited = begun.elapsed().as_secs_f64();
-                    return Err(failed(format!("{problem} (tried for {waited:.1} s)")));
+                    return Err(failed(format!("{} (tried for {waited:.1} s)", words(&problem))));
                 }
             }
         };
@@ -63,8 +65,17 @@ impl EtcdStore {
 
     fn failed(&self, action: &'static str) -> impl Fn(etcd_client::Error) -> StoreError {
         let store = self.describe();
-        move |problem| StoreError::Unavailable { store: store.clone(), action, problem: problem.to_string() }
+        move |problem| StoreError::Unavailable { store: store.clone(), action, problem: words(&problem) }
     }
+}
+
+/// What is wrong in the end: the layers above it each say only that the one below failed.
+fn words(problem: &etcd_client::Error) -> String {
+    let mut deepest: &dyn std::error::Error = problem;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
 }
 
 async fn join(endpoints: &[&str]) -> Result<(Client, i64), etcd_client::Error> {
@@ -72,6 +83,15 @@ async fn join(endpoints: &[&str]) -> Result<(Client, i64), etcd_client::Error> {
     let mut client = Client::connect(endpoints, Some(options)).await?;
     let lease = client.lease_grant(LEASE_SECONDS, None).await?.id();
     Ok((client, lease))
+}
+
+impl Drop for EtcdStore {
+    fn drop(&mut self) {
+        // The keys go with their process now and not when the lease runs out. An etcd that is away keeps nobody.
+        let mut leases = self.client.lease_client();
+        let revoke = async { tokio::time::timeout(GOODBYE, leases.revoke(self.lease)).await };
+        let _ = self.runtime.block_on(revoke);
+    }
 }
 
 impl Store for EtcdStore {

@@ -1,5 +1,8 @@
 //! What every store promises, and what the servers do when they are absent.
 
+#[cfg(feature = "etcd")]
+mod etcd;
+
 use super::*;
 use std::net::TcpListener;
 
@@ -93,9 +96,12 @@ fn a_member_that_stops_counting_is_missed() {
     let begin =
         |number| Vigil::begin(Arc::clone(&store), "process", number, 3, Duration::from_secs(1)).unwrap();
     let (zero, one) = (begin(0), begin(1));
+    let done = Vigil::begin(Arc::clone(&store), "rank", 0, 1, Duration::from_secs(1)).unwrap();
+    let zero = zero.and_watch("rank", 1);
+    done.end();
     let begun = std::time::Instant::now();
     while begun.elapsed() < Duration::from_millis(1800) {
-        assert_eq!(zero.missed(), None, "both count; the third has not begun");
+        assert_eq!(zero.missed(), None, "both count; the third has not begun; one of another kind is done");
         std::thread::sleep(Duration::from_millis(50));
     }
     drop(one);

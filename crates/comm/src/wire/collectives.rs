@@ -25,6 +25,11 @@ use std::time::Instant;
 /// Pieces on their way to or from one peer at a time.
 const WINDOW: usize = 4;
 
+/// Two ranks swap whole vectors of at most this size: it moves what segments and results would, in one round instead
+/// of two, and both add all of it. Measured over loopback sockets: 92 us instead of 132 at 144 KiB, even at 384 KiB,
+/// slower beyond, where adding costs more than a round.
+const SWAP_BYTES: usize = 256 << 10;
+
 /// Why a collective ended early.
 #[derive(Debug)]
 pub(super) enum Trouble {
@@ -268,6 +273,7 @@ impl<L: Link> Exchange<'_, L> {
         let (dtype, op) = (ticket.dtype.unwrap_or(DType::F32), ticket.reduce.unwrap_or(Reduce::Sum));
         let first = |of: usize, to: usize| first_round(ticket, n, of, to, shared.bytes);
         match ticket.operation {
+            Collective::AllReduce if n == 2 && target.bytes <= SWAP_BYTES => self.swap(dtype, op, target),
             Collective::AllReduce => {
                 let own = segment(target.bytes, n, rank);
                 self.reduce(dtype, op, shared, target, own.start, |peer| segment(target.bytes, n, peer), true)
@@ -359,6 +365,27 @@ impl<L: Link> Exchange<'_, L> {
         self.wait(&mut flight, 0)
     }
 
+    /// Reduces `target` of two ranks, each of which receives all of the other's.
+    fn swap(&self, dtype: DType, op: Reduce, target: Memory) -> Result<(), Trouble> {
+        let (rank, peer) = (self.group.rank, 1 - self.group.rank);
+        let mut scratch = self.group.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let words = target.bytes.div_ceil(8);
+        if scratch.len() < words {
+            scratch.resize(words, 0);
+        }
+        let theirs = scratch.as_mut_ptr().cast::<u8>();
+        // Dropped before `scratch`, also when an error leaves early.
+        let mut flight = Flight::new();
+        self.recv(peer, theirs, target.bytes, &mut flight)?;
+        self.send(peer, target.base, target.bytes, &mut flight)?;
+        self.wait(&mut flight, 0)?;
+        let source = |of: usize| if of == rank { target.base.cast_const() } else { theirs.cast_const() };
+        // SAFETY: both vectors are ours, of the same size, and what was sent is out; the result takes the place of our
+        // own.
+        unsafe { fold(dtype, op, target.base, source, 2, target.bytes) }
+        Ok(())
+    }
+
     /// Reduces this rank's segment of everyone's `shared` into `target` at `own_at`; with `spread` (in place), sends
     /// the result to all and receives theirs.
     fn reduce(
@@ -375,7 +402,10 @@ impl<L: Link> Exchange<'_, L> {
         let own = segment_of(rank);
         let num_blocks = (0..n).map(|p| segment_of(p).len()).max().unwrap_or(0).div_ceil(PIECE_BYTES);
         let mut scratch = self.group.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        scratch.resize(2 * n * PIECE_BYTES / 8, 0);
+        let words = 2 * n * PIECE_BYTES / 8;
+        if scratch.len() < words {
+            scratch.resize(words, 0);
+        }
         let room = scratch.as_mut_ptr().cast::<u8>();
         let slot = |block: usize, peer: usize| room.wrapping_add((block % 2 * n + peer) * PIECE_BYTES);
         // Dropped before `scratch`, also when an error leaves early.

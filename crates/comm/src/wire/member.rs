@@ -285,7 +285,11 @@ impl<L: Link> Member<L> {
         let message = matches!(operation, Collective::Send | Collective::Recv);
         let counter = if message { &self.messages } else { &self.started };
         if self.group.endpoint.watch.has_failed() {
-            return Err(self.failure_at(self.place(operation, counter.load(Ordering::Relaxed), started)));
+            let sequence = counter.load(Ordering::Relaxed);
+            // Where this rank was when it heard: the flight recorder's last line.
+            let record = self.recorder.begin(&self.name, operation, sequence, bytes, started);
+            self.recorder.end(record, Outcome::Failed(started.elapsed()));
+            return Err(self.failure_at(self.place(operation, sequence, started)));
         }
         let sequence = counter.fetch_add(1, Ordering::Relaxed);
         let record = self.recorder.begin(&self.name, operation, sequence, bytes, started);
