@@ -1,4 +1,4 @@
-//! GB/s (or GFLOP/s, for attention) of every kernel but the matrix product, in each type, at the shapes of a
+//! GB/s (or GFLOP/s, for attention; elements, for random numbers) of every kernel but the matrix product, in each type, at the shapes of a
 //! small model.
 //!
 //! `cargo bench -p phalanx-kernels --bench fused -- [THREADS] [PART OF A NAME]`
@@ -55,9 +55,17 @@ impl Bench {
     }
 }
 
-fn values<S: Storage>(len: usize) -> Vec<S> {
+/// Values between -2 and 2, at the start of a cache line as buffers of a run are.
+fn values<S: Storage>(len: usize) -> &'static mut [S] {
     let key = Key::new(1, 1, "bench");
-    (0..len as u64).map(|i| S::narrow(S::Wide::from_f64(key.uniform(i % 4099) * 4.0 - 2.0))).collect()
+    let period: Vec<f64> = (0..4099).map(|i| key.uniform(i) * 4.0 - 2.0).collect();
+    let buffer = vec![S::default(); len + 64].leak();
+    let start = buffer.as_ptr().align_offset(64);
+    let buffer = &mut buffer[start..][..len];
+    for (i, x) in buffer.iter_mut().enumerate() {
+        *x = S::narrow(S::Wide::from_f64(period[i % period.len()]));
+    }
+    buffer
 }
 
 fn elementwise<S: Storage<Wide = f32>>(bench: &Bench) {
@@ -104,6 +112,11 @@ fn elementwise<S: Storage<Wide = f32>>(bench: &Bench) {
     bench.time("embedding_backward", len * (size + 8) + d_table.len() * 4, |cpu| {
         embedding_backward(cpu, &ids, &local_row, &a, WIDTH, &mut d_table);
     });
+}
+
+fn random(bench: &Bench) {
+    let (key, x) = (Key::new(1, 0, "bench"), values::<f32>(PARAMETERS));
+    bench.time("normal_fill", PARAMETERS, |cpu| normal_fill(cpu, &key, 0, 0.02, x));
 }
 
 fn activations<S: Storage<Wide = f32>>(bench: &Bench) {
@@ -166,8 +179,8 @@ fn attention<S: Storage<Wide = f32>>(bench: &Bench) {
 }
 
 fn optimizers<S: Storage<Wide = f32>>(bench: &Bench) {
-    let [mut p, mut g, mut m, mut v] = [(); 4].map(|()| values::<f32>(PARAMETERS));
-    v.iter_mut().chain(&mut g).for_each(|x| *x = x.abs());
+    let [mut p, g, mut m, mut v] = [(); 4].map(|()| values::<f32>(PARAMETERS));
+    v.iter_mut().chain(g.iter_mut()).for_each(|x| *x = x.abs());
     let mut copy = values::<S>(PARAMETERS);
     let size = size_of::<S>();
     bench.time("adam", PARAMETERS * 28, |cpu| adam_in_place(cpu, &ADAM, 1.0, &mut p, &g, &mut m, &mut v));
@@ -196,6 +209,7 @@ fn main() {
     let filter = args.get(1).map_or("", String::as_str);
     let cpu = Cpu::new(threads, InstructionSet::best()).expect("threads");
     println!("{threads} threads, {}", cpu.instruction_set());
+    random(&Bench { cpu: cpu.clone(), filter: filter.to_owned(), of: "f32" });
     all::<f32>(&cpu, filter, "f32");
     all::<bf16>(&cpu, filter, "bf16");
     all::<f16>(&cpu, filter, "f16");

@@ -1,9 +1,10 @@
 //! Nonlinear maps of one element at a time and their gradients: GELU and SwiGLU.
 
 use crate::cpu::Cpu;
+use crate::elementwise::{map, map2};
 use crate::float::Float;
-use crate::parts::{COSTLY, LINE};
-use crate::storage::Storage;
+use crate::parts::{COSTLY, LINE, prefetch_after};
+use crate::storage::{BLOCK, Buffer, Storage};
 
 /// 2 sqrt(2 / pi) and the cubic coefficient of the tanh form.
 const GELU_SLOPE: f64 = 1.595_769_121_605_730_8;
@@ -18,6 +19,7 @@ const GELU_CUBIC: f64 = 0.044_715;
 /// Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016; the form of GPT-2 (`gelu_new`).
 pub fn gelu<S: Storage>(cpu: &Cpu, x: &[S], out: &mut [S]) {
     assert_eq!(x.len(), out.len(), "lengths differ");
+    let set = cpu.instruction_set();
     cpu.divide(
         x.len(),
         LINE,
@@ -25,10 +27,13 @@ pub fn gelu<S: Storage>(cpu: &Cpu, x: &[S], out: &mut [S]) {
         out,
         #[inline(always)]
         |part, out| {
-            for (out, &x) in out.iter_mut().zip(&x[part]) {
-                let x = x.widen();
-                *out = S::narrow(x * gelu_gate(x));
-            }
+            map(
+                set,
+                &x[part],
+                out,
+                #[inline(always)]
+                |x| x * gelu_gate::<S>(x).0,
+            );
         },
     );
 }
@@ -36,6 +41,9 @@ pub fn gelu<S: Storage>(cpu: &Cpu, x: &[S], out: &mut [S]) {
 /// `dx = dy gelu'(x)`.
 pub fn gelu_backward<S: Storage>(cpu: &Cpu, x: &[S], dy: &[S], dx: &mut [S]) {
     assert!(x.len() == dy.len() && x.len() == dx.len(), "lengths differ");
+    let set = cpu.instruction_set();
+    let slope = S::Wide::from_f64(GELU_SLOPE);
+    let cubic = S::Wide::from_f64(3.0 * GELU_SLOPE * GELU_CUBIC);
     cpu.divide(
         x.len(),
         LINE,
@@ -43,22 +51,27 @@ pub fn gelu_backward<S: Storage>(cpu: &Cpu, x: &[S], dy: &[S], dx: &mut [S]) {
         dx,
         #[inline(always)]
         |part, dx| {
-            let slope = S::Wide::from_f64(GELU_SLOPE);
-            let cubic = S::Wide::from_f64(3.0 * GELU_SLOPE * GELU_CUBIC);
-            for ((dx, &x), &dy) in dx.iter_mut().zip(&x[part.clone()]).zip(&dy[part]) {
-                let (x, dy) = (x.widen(), dy.widen());
-                let gate = gelu_gate(x);
-                let inner = cubic * x * x + slope;
-                *dx = S::narrow(dy * (gate + x * gate * (S::Wide::ONE - gate) * inner));
-            }
+            map2(
+                set,
+                &x[part.clone()],
+                &dy[part],
+                dx,
+                #[inline(always)]
+                |x, dy| {
+                    let inner = Float::mul_add(cubic * x, x, slope);
+                    let (gate, rest) = gelu_gate::<S>(x);
+                    dy * Float::mul_add(x * gate * rest, inner, gate)
+                },
+            );
         },
     );
 }
 
+/// What x is multiplied by, and 1 less that.
 #[inline(always)]
-fn gelu_gate<T: Float>(x: T) -> T {
-    let cubic = T::from_f64(GELU_SLOPE * GELU_CUBIC);
-    Float::sigmoid(x * (cubic * x * x + T::from_f64(GELU_SLOPE)))
+fn gelu_gate<S: Storage>(x: S::Wide) -> (S::Wide, S::Wide) {
+    let cubic = S::Wide::from_f64(GELU_SLOPE * GELU_CUBIC);
+    S::sigmoid(x * Float::mul_add(cubic * x, x, S::Wide::from_f64(GELU_SLOPE)))
 }
 
 /// SwiGLU: `out = silu(gate) up`, silu(x) = x / (1 + exp(-x)).
@@ -67,6 +80,7 @@ fn gelu_gate<T: Float>(x: T) -> T {
 /// Shazeer, "GLU Variants Improve Transformer", 2020.
 pub fn swiglu<S: Storage>(cpu: &Cpu, gate: &[S], up: &[S], out: &mut [S]) {
     assert!(gate.len() == up.len() && gate.len() == out.len(), "lengths differ");
+    let set = cpu.instruction_set();
     cpu.divide(
         gate.len(),
         LINE,
@@ -74,10 +88,14 @@ pub fn swiglu<S: Storage>(cpu: &Cpu, gate: &[S], up: &[S], out: &mut [S]) {
         out,
         #[inline(always)]
         |part, out| {
-            for ((out, &g), &u) in out.iter_mut().zip(&gate[part.clone()]).zip(&up[part]) {
-                let g = g.widen();
-                *out = S::narrow(g * Float::sigmoid(g) * u.widen());
-            }
+            map2(
+                set,
+                &gate[part.clone()],
+                &up[part],
+                out,
+                #[inline(always)]
+                |g, u| g * S::sigmoid(g).0 * u,
+            );
         },
     );
 }
@@ -91,7 +109,7 @@ pub fn swiglu_backward<S: Storage>(
     d_gate: &mut [S],
     d_up: &mut [S],
 ) {
-    let len = gate.len();
+    let (len, set) = (gate.len(), cpu.instruction_set());
     assert!(up.len() == len && d_out.len() == len, "lengths differ");
     assert!(d_gate.len() == len && d_up.len() == len, "lengths differ");
     cpu.divide(
@@ -101,15 +119,50 @@ pub fn swiglu_backward<S: Storage>(
         (d_gate, d_up),
         #[inline(always)]
         |part, (d_gate, d_up)| {
-            let inputs = gate[part.clone()].iter().zip(&up[part.clone()]).zip(&d_out[part]);
-            for ((d_gate, d_up), ((&g, &u), &d)) in d_gate.iter_mut().zip(d_up).zip(inputs) {
-                let (g, u, d) = (g.widen(), u.widen(), d.widen());
-                let s = Float::sigmoid(g);
-                *d_up = S::narrow(d * g * s);
-                *d_gate = S::narrow(d * u * s * (S::Wide::ONE + g * (S::Wide::ONE - s)));
+            let (gate, up, d_out) = (&gate[part.clone()], &up[part.clone()], &d_out[part]);
+            let blocks = d_gate.chunks_mut(BLOCK).zip(d_up.chunks_mut(BLOCK)).enumerate();
+            let [mut gate_buffer, mut up_buffer] = [Buffer::new(), Buffer::new()];
+            for (block, (d_gate, d_up)) in blocks {
+                let here = block * BLOCK..block * BLOCK + d_gate.len();
+                let (gate, up, d_out) = (&gate[here.clone()], &up[here.clone()], &d_out[here]);
+                for soon in [gate, up, d_out, &*d_gate, &*d_up] {
+                    prefetch_after(soon);
+                }
+                S::write_blocks(
+                    set,
+                    &mut gate_buffer,
+                    d_gate,
+                    #[inline(always)]
+                    |_, d_gate| {
+                        S::write_blocks(
+                            set,
+                            &mut up_buffer,
+                            d_up,
+                            #[inline(always)]
+                            |_, d_up| swiglu_gradients(gate, up, d_out, d_gate, d_up),
+                        );
+                    },
+                );
             }
         },
     );
+}
+
+/// One block of [`swiglu_backward`].
+#[inline(always)]
+fn swiglu_gradients<S: Storage>(
+    gate: &[S],
+    up: &[S],
+    d_out: &[S],
+    d_gate: &mut [S::Wide],
+    d_up: &mut [S::Wide],
+) {
+    for ((d_gate, d_up), ((&g, &u), &d)) in d_gate.iter_mut().zip(d_up).zip(gate.iter().zip(up).zip(d_out)) {
+        let (g, u, d) = (g.widen(), u.widen(), d.widen());
+        let (s, rest) = S::sigmoid(g);
+        *d_up = d * g * s;
+        *d_gate = d * u * s * (S::Wide::ONE + g * rest);
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,74 @@
-//! Linear maps of one element at a time. Reductions are in `reduce`, nonlinear maps in `activation`.
+//! Linear maps of one element at a time, and the loops that all elementwise maps run in. Reductions are in `reduce`,
+//! nonlinear maps in `activation`.
 
-use crate::cpu::Cpu;
-use crate::parts::{CHEAP, LINE, min_rows, rows_of};
-use crate::storage::Storage;
+use crate::cpu::{Cpu, InstructionSet};
+use crate::parts::{CHEAP, LINE, min_rows, prefetch_after, rows_of};
+use crate::storage::{BLOCK, Buffer, Storage};
+
+/// `out = f(x)` for each element.
+#[inline(always)]
+pub(crate) fn map<S: Storage>(set: InstructionSet, x: &[S], out: &mut [S], f: impl Fn(S::Wide) -> S::Wide) {
+    let mut buffer = Buffer::new();
+    for (x, out) in x.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
+        prefetch_after(x);
+        prefetch_after(out);
+        S::write_blocks(
+            set,
+            &mut buffer,
+            out,
+            #[inline(always)]
+            |at, out| {
+                for (out, &x) in out.iter_mut().zip(&x[at..]) {
+                    *out = f(x.widen());
+                }
+            },
+        );
+    }
+}
+
+/// `x = f(x)` for each element.
+#[inline(always)]
+pub(crate) fn map_in_place<S: Storage>(set: InstructionSet, x: &mut [S], f: impl Fn(S::Wide) -> S::Wide) {
+    let mut before = [S::default(); BLOCK];
+    for x in x.chunks_mut(BLOCK) {
+        let before = &mut before[..x.len()];
+        before.copy_from_slice(x);
+        map(set, before, x, &f);
+    }
+}
+
+/// `out = f(x, y)` for each element.
+#[inline(always)]
+pub(crate) fn map2<S: Storage>(
+    set: InstructionSet,
+    x: &[S],
+    y: &[S],
+    out: &mut [S],
+    f: impl Fn(S::Wide, S::Wide) -> S::Wide,
+) {
+    let mut buffer = Buffer::new();
+    for ((x, y), out) in x.chunks(BLOCK).zip(y.chunks(BLOCK)).zip(out.chunks_mut(BLOCK)) {
+        prefetch_after(x);
+        prefetch_after(y);
+        prefetch_after(out);
+        S::write_blocks(
+            set,
+            &mut buffer,
+            out,
+            #[inline(always)]
+            |at, out| {
+                for ((out, &x), &y) in out.iter_mut().zip(&x[at..]).zip(&y[at..]) {
+                    *out = f(x.widen(), y.widen());
+                }
+            },
+        );
+    }
+}
 
 /// `out = a + b`.
 pub fn add<S: Storage>(cpu: &Cpu, a: &[S], b: &[S], out: &mut [S]) {
     assert!(a.len() == b.len() && a.len() == out.len(), "lengths differ");
+    let set = cpu.instruction_set();
     cpu.divide(
         a.len(),
         LINE,
@@ -14,9 +76,14 @@ pub fn add<S: Storage>(cpu: &Cpu, a: &[S], b: &[S], out: &mut [S]) {
         out,
         #[inline(always)]
         |part, out| {
-            for ((out, &a), &b) in out.iter_mut().zip(&a[part.clone()]).zip(&b[part]) {
-                *out = S::narrow(a.widen() + b.widen());
-            }
+            map2(
+                set,
+                &a[part.clone()],
+                &b[part],
+                out,
+                #[inline(always)]
+                |a, b| a + b,
+            );
         },
     );
 }
@@ -30,7 +97,7 @@ pub fn add_bias<S: Storage>(cpu: &Cpu, x: &[S], bias: &[S::Wide], out: &mut [S])
     if x.is_empty() {
         return;
     }
-    let width = bias.len();
+    let (width, set) = (bias.len(), cpu.instruction_set());
     assert_eq!(x.len() % width, 0, "x is not whole rows of the bias");
     cpu.divide(
         x.len() / width,
@@ -40,10 +107,19 @@ pub fn add_bias<S: Storage>(cpu: &Cpu, x: &[S], bias: &[S::Wide], out: &mut [S])
         #[inline(always)]
         |rows, out| {
             let x = rows_of(x, &rows, width);
+            let mut buffer = Buffer::new();
             for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                for ((out, &x), &b) in out.iter_mut().zip(x).zip(bias) {
-                    *out = S::narrow(x.widen() + b);
-                }
+                S::write_blocks(
+                    set,
+                    &mut buffer,
+                    out,
+                    #[inline(always)]
+                    |at, out| {
+                        for ((out, &x), &b) in out.iter_mut().zip(&x[at..]).zip(&bias[at..]) {
+                            *out = x.widen() + b;
+                        }
+                    },
+                );
             }
         },
     );
@@ -69,6 +145,7 @@ pub fn accumulate<S: Storage>(cpu: &Cpu, from: &[S], into: &mut [S]) {
 /// Rounds to the type of `into`.
 pub fn cast<S: Storage>(cpu: &Cpu, from: &[S::Wide], into: &mut [S]) {
     assert_eq!(from.len(), into.len(), "lengths differ");
+    let set = cpu.instruction_set();
     cpu.divide(
         from.len(),
         LINE,
@@ -76,9 +153,7 @@ pub fn cast<S: Storage>(cpu: &Cpu, from: &[S::Wide], into: &mut [S]) {
         into,
         #[inline(always)]
         |part, into| {
-            for (into, &from) in into.iter_mut().zip(&from[part]) {
-                *into = S::narrow(from);
-            }
+            S::narrow_all(set, &from[part], into);
         },
     );
 }

@@ -5,6 +5,8 @@ use crate::storage::Storage;
 use std::fmt::Display;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
+pub(crate) use sealed::Sealed;
+
 mod sealed {
     use pulp::Simd;
 
@@ -22,10 +24,15 @@ mod sealed {
             b: Self::Vector<S>,
             c: Self::Vector<S>,
         ) -> Self::Vector<S>;
+        /// The sum, accumulated in several vectors of this type: for short slices.
+        fn sum_short<S: Simd>(simd: S, x: &[Self]) -> f64;
+        /// The maximum of `x` and `start`; NaN in `x` is passed over.
+        fn max_short<S: Simd>(simd: S, x: &[Self], start: Self) -> Self;
     }
 
     macro_rules! impl_sealed {
-        ($float:ident, $vector:ident, $splat:ident, $add:ident, $mul_add:ident) => {
+        ($float:ident, $vector:ident, $splat:ident, $add:ident, $mul_add:ident, $max:ident, $sum_of:ident,
+         $max_of:ident, $as_simd:ident) => {
             impl Sealed for $float {
                 type Vector<S: Simd> = S::$vector;
                 #[inline(always)]
@@ -45,11 +52,64 @@ mod sealed {
                 ) -> S::$vector {
                     simd.$mul_add(a, b, c)
                 }
+                #[inline(always)]
+                fn sum_short<S: Simd>(simd: S, x: &[Self]) -> f64 {
+                    let (vectors, rest) = S::$as_simd(x);
+                    let (groups, last) = vectors.as_chunks::<4>();
+                    let mut sums = [simd.$splat(0.0); 4];
+                    for group in groups {
+                        for (sum, &x) in sums.iter_mut().zip(group) {
+                            *sum = simd.$add(*sum, x);
+                        }
+                    }
+                    for (sum, &x) in sums.iter_mut().zip(last) {
+                        *sum = simd.$add(*sum, x);
+                    }
+                    let sum = simd.$add(simd.$add(sums[0], sums[1]), simd.$add(sums[2], sums[3]));
+                    rest.iter().fold(f64::from(simd.$sum_of(sum)), |sum, &x| sum + f64::from(x))
+                }
+                #[inline(always)]
+                fn max_short<S: Simd>(simd: S, x: &[Self], start: Self) -> Self {
+                    let (vectors, rest) = S::$as_simd(x);
+                    let (groups, last) = vectors.as_chunks::<4>();
+                    let mut max = [simd.$splat(start); 4];
+                    // Of two operands of which one is NaN the second is taken.
+                    for group in groups {
+                        for (max, &x) in max.iter_mut().zip(group) {
+                            *max = simd.$max(x, *max);
+                        }
+                    }
+                    for (max, &x) in max.iter_mut().zip(last) {
+                        *max = simd.$max(x, *max);
+                    }
+                    let max = simd.$max(simd.$max(max[0], max[1]), simd.$max(max[2], max[3]));
+                    rest.iter().fold(simd.$max_of(max), |max, &x| if x > max { x } else { max })
+                }
             }
         };
     }
-    impl_sealed!(f32, f32s, splat_f32s, add_f32s, mul_add_e_f32s);
-    impl_sealed!(f64, f64s, splat_f64s, add_f64s, mul_add_e_f64s);
+    impl_sealed!(
+        f32,
+        f32s,
+        splat_f32s,
+        add_f32s,
+        mul_add_e_f32s,
+        max_f32s,
+        reduce_sum_f32s,
+        reduce_max_f32s,
+        as_simd_f32s
+    );
+    impl_sealed!(
+        f64,
+        f64s,
+        splat_f64s,
+        add_f64s,
+        mul_add_e_f64s,
+        max_f64s,
+        reduce_sum_f64s,
+        reduce_max_f64s,
+        as_simd_f64s
+    );
 }
 
 /// A floating-point type with everything kernels need; implemented by `f32` and `f64` alone.
@@ -84,6 +144,8 @@ pub trait Float:
     fn to_f64(self) -> f64;
     /// e to the power of `self`: 0 at -inf, +inf at +inf.
     fn exp(self) -> Self;
+    /// [`exp`](Float::exp) with one step less: 0 where that is subnormal, +inf from half the largest number on.
+    fn exp_flushed(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
     /// Square root.
@@ -104,12 +166,12 @@ pub trait Float:
     /// Logistic function 1 / (1 + exp(-x)).
     #[inline(always)]
     fn sigmoid(self) -> Self {
-        Self::ONE / (Self::ONE + Float::exp(-self))
+        Self::ONE / (Self::ONE + Float::exp_flushed(-self))
     }
 }
 
 macro_rules! impl_float {
-    ($float:ident, $exp:path, $tanh:path) => {
+    ($float:ident, $exp:path, $exp_flushed:path, $tanh:path) => {
         impl Float for $float {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -126,6 +188,10 @@ macro_rules! impl_float {
             #[inline(always)]
             fn exp(self) -> Self {
                 $exp(self)
+            }
+            #[inline(always)]
+            fn exp_flushed(self) -> Self {
+                $exp_flushed(self)
             }
             #[inline(always)]
             fn ln(self) -> Self {
@@ -151,5 +217,5 @@ macro_rules! impl_float {
     };
 }
 
-impl_float!(f32, math::exp_f32, math::tanh_f32);
-impl_float!(f64, math::exp_f64, f64::tanh);
+impl_float!(f32, math::exp_f32, math::exp_flushed_f32, math::tanh_f32);
+impl_float!(f64, math::exp_f64, math::exp_flushed_f64, f64::tanh);

@@ -48,7 +48,7 @@ pub use layout::{pack, unpack};
 pub use loss::{row_max, sum_exp, sum_exp_backward, token_loss, token_loss_backward};
 pub use norm::{NormKind, add_norm_forward, norm_backward_input, norm_backward_weight, norm_forward};
 pub use optimizer::{AdamStep, SgdStep, adam_in_place, adam_with_copy, sgd_in_place, sgd_with_copy};
-pub use random::{Key, NamedKey, dropout};
+pub use random::{Key, NamedKey, dropout, normal_fill};
 pub use reduce::{sum, sum_squares, weighted_sum};
 pub use rotary::rotary;
 pub use storage::Storage;

@@ -1,15 +1,17 @@
 //! Vocabulary-parallel cross-entropy in pieces: each rank handles its columns of the logits, and the
 //! caller reduces `max`, `sum_exp` and `target_logit` between the pieces.
 //!
-//! Columns whose global index is at or beyond the vocabulary's size are padding and count as -inf.
+//! Columns whose global index is at or beyond the vocabulary's size are padding and count as -inf. They come after
+//! all real columns: an index table that mixes them is a bug of the caller and panics.
 
 use crate::cpu::Cpu;
+use crate::elementwise::map_in_place;
 use crate::embedding::lookup;
-use crate::float::Float;
-use crate::parts::{CHEAP, COSTLY, LINE, min_rows};
-use crate::storage::Storage;
-
-const LANES: usize = 16;
+use crate::float::{Float, Sealed};
+use crate::parts::{CHEAP, COSTLY, LINE, Rows, min_rows, prefetch_after};
+use crate::storage::{BLOCK, Buffer, Storage};
+use pulp::Simd;
+use std::ops::Range;
 
 /// The maximum of each row over valid columns, -inf if there is none; NaN logits are passed over
 /// (they show up in [`sum_exp`]).
@@ -23,30 +25,26 @@ pub fn row_max<S: Storage>(
     vocab_size: usize,
     max: &mut [S::Wide],
 ) {
-    let columns = Columns::new(logits, vocab_index, vocab_size, max.len());
-    cpu.divide(
-        max.len(),
-        1,
-        min_rows(COSTLY, vocab_index.len()),
-        max,
-        #[inline(always)]
-        |rows, max| {
-            for (row, max) in rows.zip(max) {
-                let mut lanes = [S::Wide::NEG_INFINITY; LANES];
-                columns.for_each(
-                    logits,
-                    row,
-                    #[inline(always)]
-                    |lane, x| lanes[lane] = x.max(lanes[lane]),
-                );
-                *max = lanes.iter().fold(
-                    S::Wide::NEG_INFINITY,
-                    #[inline(always)]
-                    |a, &b| b.max(a),
-                );
+    let logits = Logits::new(logits, vocab_index, vocab_size, max.len());
+    cpu.divide_rows(max.len(), 1, min_rows(COSTLY, vocab_index.len()), max, RowMax { logits });
+}
+
+struct RowMax<'a, S> {
+    logits: Logits<'a, S>,
+}
+
+impl<S: Storage> Rows<&mut [S::Wide]> for RowMax<'_, S> {
+    #[inline(always)]
+    fn run<V: Simd>(&self, simd: V, rows: Range<usize>, max: &mut [S::Wide]) {
+        let mut buffer = Buffer::new();
+        for (row, max) in rows.zip(max) {
+            *max = S::Wide::NEG_INFINITY;
+            for block in self.logits.row(row).chunks(BLOCK) {
+                prefetch_after(block);
+                *max = S::Wide::max_short(simd, S::wide_block(block, &mut buffer), *max);
             }
-        },
-    );
+        }
+    }
 }
 
 /// The local part of each row's sum of exp(logit - max), and the logit of its target if the target's
@@ -71,31 +69,49 @@ pub fn sum_exp<S: Storage>(
         targets.len() == num_rows && sum_exp.len() == num_rows && target_logit.len() == num_rows,
         "numbers of rows differ"
     );
-    let columns = Columns::new(logits, vocab_index, vocab_size, num_rows);
-    cpu.divide(
+    cpu.divide_rows(
         num_rows,
         1,
         min_rows(COSTLY, vocab_index.len()),
         (sum_exp, target_logit),
-        #[inline(always)]
-        |rows, (sum_exp, target_logit)| {
-            for (row, (sum_exp, target_logit)) in rows.zip(sum_exp.iter_mut().zip(target_logit)) {
-                let max = max[row];
-                let mut lanes = [0.0_f64; LANES];
-                columns.for_each(
-                    logits,
-                    row,
-                    #[inline(always)]
-                    |lane, x| lanes[lane] += Float::exp(x - max).to_f64(),
-                );
-                *sum_exp = S::Wide::from_f64(lanes.iter().sum());
-                *target_logit = match lookup(targets[row], local_row) {
-                    Some(column) => logits[row * vocab_index.len() + column].widen(),
-                    None => S::Wide::ZERO,
-                };
-            }
-        },
+        SumExp { logits: Logits::new(logits, vocab_index, vocab_size, num_rows), max, targets, local_row },
     );
+}
+
+struct SumExp<'a, S: Storage> {
+    logits: Logits<'a, S>,
+    max: &'a [S::Wide],
+    targets: &'a [i32],
+    local_row: &'a [u32],
+}
+
+impl<S: Storage> Rows<(&mut [S::Wide], &mut [S::Wide])> for SumExp<'_, S> {
+    #[inline(always)]
+    fn run<V: Simd>(
+        &self,
+        simd: V,
+        rows: Range<usize>,
+        (sum_exp, target_logit): (&mut [S::Wide], &mut [S::Wide]),
+    ) {
+        let mut terms = Buffer::new();
+        for (row, (sum_exp, target_logit)) in rows.zip(sum_exp.iter_mut().zip(target_logit)) {
+            let (logits, max) = (self.logits.row(row), self.max[row]);
+            let mut sum = 0.0;
+            for block in logits.chunks(BLOCK) {
+                prefetch_after(block);
+                let terms = &mut terms.0[..block.len()];
+                for (term, &x) in terms.iter_mut().zip(block) {
+                    *term = Float::exp_flushed(x.widen() - max);
+                }
+                sum += S::Wide::sum_short(simd, terms);
+            }
+            *sum_exp = S::Wide::from_f64(sum);
+            *target_logit = match lookup(self.targets[row], self.local_row) {
+                Some(column) => logits[column].widen(),
+                None => S::Wide::ZERO,
+            };
+        }
+    }
 }
 
 /// Weighted negative log likelihood: `w (max + ln(sum_exp) - target_logit)`, exactly 0 where `w` is 0.
@@ -149,8 +165,8 @@ pub fn sum_exp_backward<S: Storage>(
         targets.len() == num_rows && d_sum_exp.len() == num_rows && d_target.len() == num_rows,
         "numbers of rows differ"
     );
-    let columns = Columns::new(logits, vocab_index, vocab_size, num_rows);
-    let width = vocab_index.len();
+    let real = Logits::new(logits, vocab_index, vocab_size, num_rows).real;
+    let (width, set) = (vocab_index.len(), cpu.instruction_set());
     let zero = S::Wide::ZERO;
     cpu.divide(
         num_rows,
@@ -166,25 +182,24 @@ pub fn sum_exp_backward<S: Storage>(
                     continue;
                 }
                 // From the logit, before it is gone: both terms are added before rounding.
-                let target = lookup(targets[row], local_row);
-                let target =
-                    target.map(|column| (column, d * Float::exp(logits[column].widen() - max) + d_target));
-                exp_row(vocab_index, columns.size, d, max, logits);
+                let target = lookup(targets[row], local_row).map(|column| {
+                    let value = d * Float::exp_flushed(logits[column].widen() - max);
+                    (column, S::narrow(value + d_target))
+                });
+                let (real, padding) = logits.split_at_mut(real);
+                padding.fill(S::narrow(zero));
+                map_in_place(
+                    set,
+                    real,
+                    #[inline(always)]
+                    |x| d * Float::exp_flushed(x - max),
+                );
                 if let Some((column, value)) = target {
-                    logits[column] = S::narrow(value);
+                    logits[column] = value;
                 }
             }
         },
     );
-}
-
-/// `x = d exp(x - max)`, 0 for padding.
-#[inline(always)]
-fn exp_row<S: Storage>(index: &[u32], size: u32, d: S::Wide, max: S::Wide, x: &mut [S]) {
-    for (x, &index) in x.iter_mut().zip(index) {
-        let value = d * Float::exp(x.widen() - max);
-        *x = S::narrow(if index < size { value } else { S::Wide::ZERO });
-    }
 }
 
 /// The gradients of [`token_loss`] by `sum_exp` and `target_logit`: `w d / sum_exp` and `-w d`,
@@ -212,38 +227,27 @@ pub fn token_loss_backward<T: Float>(
     });
 }
 
-/// The columns of a shard of the vocabulary and which of them are real.
+/// The logits of a shard of the vocabulary, without padding.
 #[derive(Clone, Copy)]
-struct Columns<'a> {
-    index: &'a [u32],
-    size: u32,
+struct Logits<'a, S> {
+    logits: &'a [S],
+    width: usize,
+    /// Columns that are not padding.
+    real: usize,
 }
 
-impl<'a> Columns<'a> {
-    fn new<T>(logits: &[T], index: &'a [u32], size: usize, rows: usize) -> Self {
+impl<'a, S> Logits<'a, S> {
+    fn new(logits: &'a [S], index: &[u32], size: usize, rows: usize) -> Self {
         assert_eq!(logits.len(), rows * index.len(), "logits has the wrong length");
         let size = u32::try_from(size).expect("vocabularies have fewer than 2^32 entries");
-        Columns { index, size }
-    }
-
-    /// Calls `f(column mod LANES, logit)` over a row in order, with -inf for padding.
-    #[inline(always)]
-    fn for_each<S: Storage>(&self, logits: &[S], row: usize, mut f: impl FnMut(usize, S::Wide)) {
-        let (index, index_rest) = self.index.as_chunks::<LANES>();
-        let (x, x_rest) = logits[row * self.index.len()..][..self.index.len()].as_chunks::<LANES>();
-        for (x, index) in x.iter().zip(index) {
-            for lane in 0..LANES {
-                f(lane, self.masked(x[lane].widen(), index[lane]));
-            }
-        }
-        for (lane, (&x, &index)) in x_rest.iter().zip(index_rest).enumerate() {
-            f(lane, self.masked(x.widen(), index));
-        }
+        let real = index.iter().take_while(|&&i| i < size).count();
+        assert!(index[real..].iter().all(|&i| i >= size), "padding comes after all real columns");
+        Logits { logits, width: index.len(), real }
     }
 
     #[inline(always)]
-    fn masked<T: Float>(&self, x: T, index: u32) -> T {
-        if index < self.size { x } else { T::NEG_INFINITY }
+    fn row(&self, row: usize) -> &'a [S] {
+        &self.logits[row * self.width..][..self.real]
     }
 }
 
@@ -383,5 +387,11 @@ mod tests {
         let local_row = [NOT_LOCAL; 7];
         sum_exp(&scalar(), &[5.0_f32, 6.0], &[1.0], &[2], &local_row, &[7, 8], 7, &mut sum, &mut target);
         assert_eq!((sum, target), ([0.0], [0.0]));
+    }
+
+    #[test]
+    #[should_panic(expected = "padding comes after all real columns")]
+    fn padding_among_real_columns_is_refused() {
+        row_max(&scalar(), &[1.0_f32, 2.0, 3.0], &[0, 7, 1], 7, &mut [0.0]);
     }
 }

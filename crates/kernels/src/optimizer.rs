@@ -4,7 +4,7 @@
 use crate::cpu::Cpu;
 use crate::float::Float;
 use crate::parts::{CHEAP, LINE};
-use crate::storage::Storage;
+use crate::storage::{BLOCK, Storage};
 
 /// The scalars of one Adam or AdamW step.
 ///
@@ -40,7 +40,8 @@ struct AdamScalars<T> {
     beta2: T,
     blend2: T,
     eps: T,
-    root_correction2: T,
+    /// 1 / sqrt(bias_correction2): a division less for each element.
+    per_root_correction2: T,
     step_size: T,
 }
 
@@ -55,7 +56,7 @@ impl<T: Float> AdamScalars<T> {
             beta2: T::from_f64(step.beta2),
             blend2: T::from_f64(1.0 - step.beta2),
             eps: T::from_f64(step.eps),
-            root_correction2: T::from_f64(step.bias_correction2.sqrt()),
+            per_root_correction2: T::from_f64(1.0 / step.bias_correction2.sqrt()),
             step_size: T::from_f64(step.lr / step.bias_correction1),
         }
     }
@@ -66,8 +67,15 @@ impl<T: Float> AdamScalars<T> {
         let g = g * self.grad_scale + self.penalty * p;
         let m = m + (g - m) * self.blend1;
         let v = v * self.beta2 + self.blend2 * g * g;
-        let denominator = Float::sqrt(v) / self.root_correction2 + self.eps;
+        let denominator = Float::sqrt(v) * self.per_root_correction2 + self.eps;
         (p * self.keep - self.step_size * (m / denominator), m, v)
+    }
+
+    #[inline(always)]
+    fn update_all(&self, p: &mut [T], g: &[T], m: &mut [T], v: &mut [T]) {
+        for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+            (*p, *m, *v) = self.update(*p, g, *m, *v);
+        }
     }
 }
 
@@ -104,6 +112,7 @@ pub fn adam_with_copy<S: Storage>(
     assert!(g.len() == len && m.len() == len && v.len() == len, "lengths differ");
     assert!(copy.as_ref().is_none_or(|copy| copy.len() == len), "copy has the wrong length");
     let scalars = AdamScalars::new(step, grad_scale);
+    let set = cpu.instruction_set();
     cpu.divide(
         len,
         LINE,
@@ -111,20 +120,15 @@ pub fn adam_with_copy<S: Storage>(
         ((p, copy), (m, v)),
         #[inline(always)]
         |part, ((p, copy), (m, v))| {
-            let moments = m.iter_mut().zip(v);
-            let state = p.iter_mut().zip(&g[part]).zip(moments);
-            match copy {
-                None => {
-                    for ((p, &g), (m, v)) in state {
-                        (*p, *m, *v) = scalars.update(*p, g, *m, *v);
-                    }
-                }
-                Some(copy) => {
-                    for (((p, &g), (m, v)), copy) in state.zip(copy) {
-                        (*p, *m, *v) = scalars.update(*p, g, *m, *v);
-                        *copy = S::narrow(*p);
-                    }
-                }
+            let Some(copy) = copy else {
+                return scalars.update_all(p, &g[part], m, v);
+            };
+            // A block at a time: what is copied still sits in the innermost cache.
+            let moments = m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK));
+            let state = p.chunks_mut(BLOCK).zip(g[part].chunks(BLOCK)).zip(moments);
+            for (((p, g), (m, v)), copy) in state.zip(copy.chunks_mut(BLOCK)) {
+                scalars.update_all(p, g, m, v);
+                S::narrow_all(set, p, copy);
             }
         },
     );
@@ -141,6 +145,37 @@ pub struct SgdStep {
     pub nesterov: bool,
     /// L2 penalty, added to the gradient.
     pub weight_decay: f64,
+}
+
+/// The scalars of a step, in the element type.
+#[derive(Clone, Copy)]
+struct SgdScalars<T> {
+    grad_scale: T,
+    lr: T,
+    decay: T,
+    momentum: T,
+    nesterov: bool,
+}
+
+impl<T: Float> SgdScalars<T> {
+    #[inline(always)]
+    fn update_all(&self, p: &mut [T], g: &[T], velocity: Option<&mut [T]>) {
+        match velocity {
+            None => {
+                for (p, &g) in p.iter_mut().zip(g) {
+                    *p -= self.lr * (g * self.grad_scale + self.decay * *p);
+                }
+            }
+            Some(velocity) => {
+                for ((p, &g), velocity) in p.iter_mut().zip(g).zip(velocity) {
+                    let g = g * self.grad_scale + self.decay * *p;
+                    *velocity = self.momentum * *velocity + g;
+                    let direction = if self.nesterov { g + self.momentum * *velocity } else { *velocity };
+                    *p -= self.lr * direction;
+                }
+            }
+        }
+    }
 }
 
 /// One step of gradient descent that overwrites parameters and velocity.
@@ -171,9 +206,14 @@ pub fn sgd_with_copy<S: Storage>(
     let len = p.len();
     assert_eq!(g.len(), len, "lengths differ");
     assert!(copy.as_ref().is_none_or(|copy| copy.len() == len), "copy has the wrong length");
-    let (lr, decay) = (S::Wide::from_f64(step.lr), S::Wide::from_f64(step.weight_decay));
-    let momentum = S::Wide::from_f64(step.momentum);
-    let nesterov = step.nesterov;
+    let scalars = SgdScalars {
+        grad_scale,
+        lr: S::Wide::from_f64(step.lr),
+        decay: S::Wide::from_f64(step.weight_decay),
+        momentum: S::Wide::from_f64(step.momentum),
+        nesterov: step.nesterov,
+    };
+    let set = cpu.instruction_set();
     let velocity = (step.momentum != 0.0).then_some(velocity);
     assert!(velocity.as_ref().is_none_or(|velocity| velocity.len() == len), "lengths differ");
     cpu.divide(
@@ -183,26 +223,15 @@ pub fn sgd_with_copy<S: Storage>(
         ((p, velocity), copy),
         #[inline(always)]
         |part, ((p, velocity), copy)| {
-            let state = p.iter_mut().zip(&g[part]);
-            match velocity {
-                None => {
-                    for (p, &g) in state {
-                        *p -= lr * (g * grad_scale + decay * *p);
-                    }
-                }
-                Some(velocity) => {
-                    for ((p, &g), velocity) in state.zip(velocity) {
-                        let g = g * grad_scale + decay * *p;
-                        *velocity = momentum * *velocity + g;
-                        let direction = if nesterov { g + momentum * *velocity } else { *velocity };
-                        *p -= lr * direction;
-                    }
-                }
-            }
-            if let Some(copy) = copy {
-                for (copy, &p) in copy.iter_mut().zip(p.iter()) {
-                    *copy = S::narrow(p);
-                }
+            let g = &g[part];
+            let Some(copy) = copy else {
+                return scalars.update_all(p, g, velocity);
+            };
+            let mut velocities = velocity.map(|velocity| velocity.chunks_mut(BLOCK));
+            let state = p.chunks_mut(BLOCK).zip(g.chunks(BLOCK));
+            for ((p, g), copy) in state.zip(copy.chunks_mut(BLOCK)) {
+                scalars.update_all(p, g, velocities.as_mut().and_then(Iterator::next));
+                S::narrow_all(set, p, copy);
             }
         },
     );

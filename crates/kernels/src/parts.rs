@@ -31,6 +31,25 @@ pub(crate) fn part_index(part: &Range<usize>, len: usize, parts: usize) -> usize
     part.start * parts / len.max(1)
 }
 
+/// Bytes from where a kernel reads to where it will soon read: about what a core takes in during one access to memory.
+/// Not a multiple of a page: reads that share their place in one with recent writes have to wait for them.
+const AHEAD: usize = 2560;
+
+/// Tells the processor that the elements some way behind `x` are soon wanted: all lines of as many as `x` has.
+///
+/// Its own prefetching stops at the end of each page, and kernels that alternate between reading a block and working
+/// on it do not run far enough ahead by themselves.
+#[inline(always)]
+pub(crate) fn prefetch_after<T>(x: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..size_of_val(x)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let address = x.as_ptr().cast::<i8>().wrapping_add(line + AHEAD);
+        // SAFETY: a hint, which reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+    }
+}
+
 /// A slice that several threads write, each its own elements.
 pub(crate) struct Shared<'a, T> {
     start: *mut T,
@@ -148,7 +167,47 @@ impl<O, F: Fn(Range<usize>, O)> WithSimd for Part<'_, O, F> {
     }
 }
 
+/// Work on rows that needs vectors by name, which a closure cannot: it is not generic.
+pub(crate) trait Rows<O>: Send + Sync {
+    /// Works on some of the rows, and writes their outputs.
+    fn run<V: Simd>(&self, simd: V, rows: Range<usize>, outputs: O);
+}
+
+/// One thread's part of a [`divide_rows`](Cpu::divide_rows).
+struct RowsPart<'a, O, W> {
+    rows: Range<usize>,
+    outputs: O,
+    work: &'a W,
+}
+
+impl<O, W: Rows<O>> WithSimd for RowsPart<'_, O, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<V: Simd>(self, simd: V) {
+        self.work.run(simd, self.rows, self.outputs);
+    }
+}
+
 impl Cpu {
+    /// [`divide`](Cpu::divide) for [`Rows`].
+    #[inline(always)]
+    pub(crate) fn divide_rows<O: Outputs>(
+        &self,
+        num_rows: usize,
+        unit: usize,
+        min_part: usize,
+        outputs: O,
+        work: impl Rows<O>,
+    ) {
+        let shared = outputs.share();
+        self.split(num_rows, unit, min_part, |rows| {
+            // SAFETY: `split` calls this once for each part, and parts do not overlap.
+            let outputs = unsafe { O::part(&shared, num_rows, &rows) };
+            self.vectorised(RowsPart { rows, outputs, work: &work });
+        });
+    }
+
     /// Calls `work` with parts of `0..num_rows` and of the outputs, compiled for the instruction set: see
     /// [`split`](Cpu::split) and [`vectorised`](Cpu::vectorised), whose demands hold here too.
     #[inline(always)]

@@ -8,8 +8,11 @@ use crate::parts::{CHEAP, LINE, Loop, Shared, min_rows, part_index};
 use crate::storage::Storage;
 use std::ops::Range;
 
-/// Columns summed at a time; their partial sums sit on the stack (2 KiB).
-const COLUMNS: usize = 256;
+/// Columns summed at a time; their partial sums sit on the stack (8 KiB). Many, so that rows are read in long runs.
+const COLUMNS: usize = 1024;
+
+/// Rows added at a time to the partial sums.
+const ROWS: usize = 4;
 
 /// Independent partial sums of [`lane_sum`]: enough to hide the latency of an addition.
 const LANES: usize = 16;
@@ -156,15 +159,27 @@ fn sum_columns<S: Storage, O: Storage<Wide = S::Wide>>(
         let (here, rest) = out.split_at_mut(COLUMNS.min(inner - column).min(part.end - at));
         let sums = &mut sums[..here.len()];
         sums.fill(0.0);
-        for r in o * reduced..(o + 1) * reduced {
-            let w = weight(r);
-            if w == 0.0 {
+        let len = sums.len();
+        let mut r = o * reduced;
+        while r < (o + 1) * reduced {
+            let row = |row: usize| &x[row * inner + column..][..len];
+            if r + ROWS <= (o + 1) * reduced && (r..r + ROWS).all(|r| weight(r) != 0.0) {
+                let [w0, w1, w2, w3] = [weight(r), weight(r + 1), weight(r + 2), weight(r + 3)];
+                let rows = row(r).iter().zip(row(r + 1)).zip(row(r + 2)).zip(row(r + 3));
+                for (sum, (((&x0, &x1), &x2), &x3)) in sums.iter_mut().zip(rows) {
+                    let sum01 = x1.widen().to_f64().mul_add(w1, x0.widen().to_f64().mul_add(w0, *sum));
+                    *sum = x3.widen().to_f64().mul_add(w3, x2.widen().to_f64().mul_add(w2, sum01));
+                }
+                r += ROWS;
                 continue;
             }
-            let row = &x[r * inner + column..][..sums.len()];
-            for (sum, &x) in sums.iter_mut().zip(row) {
-                *sum = x.widen().to_f64().mul_add(w, *sum);
+            let w = weight(r);
+            if w != 0.0 {
+                for (sum, &x) in sums.iter_mut().zip(row(r)) {
+                    *sum = x.widen().to_f64().mul_add(w, *sum);
+                }
             }
+            r += 1;
         }
         for (out, &sum) in here.iter_mut().zip(sums.iter()) {
             *out = O::narrow(Float::from_f64(sum));

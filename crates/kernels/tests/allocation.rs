@@ -92,6 +92,7 @@ fn kernels_allocate_nothing() {
     embedding_backward(&cpu, &ids, &index, &a, width, x);
     rotary(&cpu, &a, &ids, 1, width, 1e4, false, x);
     dropout(&cpu, &a, x, 0.5, &key, |row| (row * width) as u64, &index);
+    normal_fill(&cpu, &key, 3, 0.1, x);
     row_max(&cpu, &a, &index, width, &mut x[..rows]);
     sum_exp(&cpu, &a, column, &ids, &index, &index, width, &mut x[..rows], &mut y[..rows]);
     token_loss(&cpu, column, column, column, column, &mut x[..rows]);

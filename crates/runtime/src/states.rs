@@ -43,8 +43,10 @@ impl Executor {
             let tile = self.state_tile(id);
             let mut region = self.arena.write(self.exact_span(&self.programs[0], id, 0))?;
             match self.programs[0].plan.float {
-                DType::F64 => init::fill::<f64>(state.init, seed, &name, &tile, region.as_mut_slice()),
-                _ => init::fill::<f32>(state.init, seed, &name, &tile, region.as_mut_slice()),
+                DType::F64 => {
+                    init::fill::<f64>(&self.cpu, state.init, seed, &name, &tile, region.as_mut_slice());
+                }
+                _ => init::fill::<f32>(&self.cpu, state.init, seed, &name, &tile, region.as_mut_slice()),
             }
         }
         Ok(())

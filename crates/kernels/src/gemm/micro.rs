@@ -94,7 +94,18 @@ impl<T: Float> Multiply<'_, T> {
                     let base = base.map(|(base, stride)| (base.add(row * stride + column), stride));
                     let (to, stride) = if whole { (c, c_stride) } else { (edge.as_mut_ptr().cast(), width) };
                     let (from, from_stride) = base.filter(|_| whole).unwrap_or((std::ptr::null(), 0));
-                    tile::<T, S, H, W>(simd, depth, a.as_ptr(), b.as_ptr(), to, stride, from, from_stride, &mut ahead, lines);
+                    tile::<T, S, H, W>(
+                        simd,
+                        depth,
+                        a.as_ptr(),
+                        b.as_ptr(),
+                        to,
+                        stride,
+                        from,
+                        from_stride,
+                        &mut ahead,
+                        lines,
+                    );
                     if !whole {
                         for (i, edge) in edge.chunks_exact(width).take(height).enumerate() {
                             for (j, &sum) in edge[..valid].iter().enumerate() {
