@@ -51,7 +51,7 @@ impl Bench {
         seconds.sort_by(f64::total_cmp);
         let median = seconds[seconds.len() / 2];
         let rate = amount as f64 * 1e-9 / median;
-        println!("{:<5} {name:<22} {:>9.3} ms {rate:>8.2} G/s", self.of, median * 1e3);
+        println!("{:<5} {name:<34} {:>9.3} ms {rate:>8.2} G/s", self.of, median * 1e3);
     }
 }
 
@@ -148,7 +148,21 @@ fn loss<S: Storage<Wide = f32>>(bench: &Bench) {
 
 /// Operations are the products alone, of the keys that are seen: 2 products forward, 5 backward.
 fn attention<S: Storage<Wide = f32>>(bench: &Bench) {
-    let (batch, len, heads, head_dim) = (8, 256, 6, 64);
+    for (batch, len, heads, head_dim) in [
+        (8, 256, 6, 64),
+        (4, 256, 12, 64),
+        (1, 64, 6, 64),
+        (1, 1024, 6, 64),
+        (1, 2048, 6, 64),
+        (8, 256, 6, 32),
+        (8, 256, 6, 80),
+        (8, 256, 6, 128),
+    ] {
+        attention_at::<S>(bench, [batch, len, heads, head_dim]);
+    }
+}
+
+fn attention_at<S: Storage<Wide = f32>>(bench: &Bench, [batch, len, heads, head_dim]: [usize; 4]) {
     let index: Vec<u32> = (0..len as u32).collect();
     let shape = AttentionShape {
         batch,
@@ -161,7 +175,7 @@ fn attention<S: Storage<Wide = f32>>(bench: &Bench) {
         k_index: &index,
         k_size: len,
         causal: true,
-        scale: 0.125,
+        scale: 1.0 / (head_dim as f64).sqrt(),
         dropout: None,
     };
     let elements = batch * len * heads * head_dim;
@@ -170,10 +184,11 @@ fn attention<S: Storage<Wide = f32>>(bench: &Bench) {
     let mut lse = values::<f32>(batch * len * heads);
     let mut scratch = vec![0.0; attention_scratch(&shape, bench.cpu.threads())];
     let product = batch * heads * (len * (len + 1) / 2) * head_dim * 2;
-    bench.time("attention", 2 * product, |cpu| {
+    let name = |pass: &str| format!("{pass} {batch}x{len}x{heads}x{head_dim}");
+    bench.time(&name("attention"), 2 * product, |cpu| {
         attention_forward(cpu, &shape, &q, &k, &v, &mut o, &mut lse, &mut scratch);
     });
-    bench.time("attention_backward", 5 * product, |cpu| {
+    bench.time(&name("attention_backward"), 5 * product, |cpu| {
         attention_backward(cpu, &shape, &q, &k, &v, &o, &lse, &d_o, &mut dq, &mut dk, &mut dv, &mut scratch);
     });
 }

@@ -48,3 +48,42 @@ fn ask_permission() -> bool {
 fn ask_permission() -> bool {
     false
 }
+
+/// The operand of `ldtilecfg`: eight tiles of 16 rows of 64 bytes, in palette 1.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+static CONFIGURATION: Configuration = Configuration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Runs `work` with all eight tiles of this thread at their full size.
+///
+/// # Safety
+/// AMX [is available](is_available).
+pub(crate) unsafe fn with_tiles<R>(work: impl FnOnce() -> R) -> R {
+    /// Gives the tiles back even if `work` panics: a dirty thread is slower to switch.
+    struct Tiles;
+    impl Drop for Tiles {
+        fn drop(&mut self) {
+            // SAFETY: made below alone, where the caller vouches for the instruction.
+            unsafe { std::arch::asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        }
+    }
+    // SAFETY: the configuration is a valid one; the caller vouches for the instruction.
+    unsafe {
+        std::arch::asm!("ldtilecfg [{}]", in(reg) &CONFIGURATION, options(nostack, readonly, preserves_flags))
+    };
+    let _tiles = Tiles;
+    work()
+}

@@ -8,6 +8,7 @@ use crate::storage::Storage;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use std::any::TypeId;
 
 /// Standard normal values, a pure function of `seed` and position.
 pub(crate) fn random<T: Float>(seed: u64, len: usize) -> Vec<T> {
@@ -96,12 +97,15 @@ pub(crate) trait Kernel: std::fmt::Debug {
     );
     /// Whether a NaN anywhere in the inputs shows in the outputs. Not if a mask may hide it.
     fn shows_nan(&self) -> bool;
+    /// How many times the usual tolerance bf16 gets on tiles, where a kernel rounds to bf16 in between.
+    fn on_tiles(&self) -> f64;
 }
 
 /// Declares a test that draws shapes and runs a kernel at each: see [`check`].
 macro_rules! kernel_test {
     (
         $name:ident($($shape:ident in $strategy:expr),+), shows_nan: $shows_nan:expr,
+        $(on_tiles: $on_tiles:expr,)?
         ($($x:ident[$x_len:expr]),*; $($w:ident[$w_len:expr]),*)
             -> ($($o:ident[$o_len:expr]),*; $($p:ident[$p_len:expr]),*),
         |$cpu:ident| $run:expr
@@ -142,6 +146,9 @@ macro_rules! kernel_test {
                 fn shows_nan(&self) -> bool {
                     let Shape { $($shape),+ } = *self;
                     $shows_nan
+                }
+                fn on_tiles(&self) -> f64 {
+                    [1.0, $($on_tiles)?].into_iter().fold(0.0, f64::max)
                 }
             }
             let shapes = ($($strategy,)+).prop_map(|($($shape,)+)| Shape { $($shape),+ });
@@ -208,6 +215,9 @@ fn check_type<S: Storage, K: Kernel>(kernel: &K, draw: Draw, narrow_tolerance: f
         assert!(expected.iter().flatten().flatten().any(|x| x.is_nan()), "a NaN is lost");
     }
     for cpu in cpus() {
+        let on_tiles =
+            cpu.instruction_set() == InstructionSet::Amx && TypeId::of::<S>() == TypeId::of::<bf16>();
+        let narrow_tolerance = narrow_tolerance * if on_tiles { kernel.on_tiles() } else { 1.0 };
         let actual = run_as::<S, K>(kernel, cpu, draw.offset, &narrow, &wide);
         let again = run_as::<S, K>(kernel, cpu, draw.offset, &narrow, &wide);
         let bits = |x: &[Vec<Vec<f64>>; 2]| -> Vec<u64> {

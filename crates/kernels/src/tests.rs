@@ -177,10 +177,12 @@ fn attention_shape<'a>(
     }
 }
 
+// Weights are rounded to bf16 on tiles, which may change a sum of many by more than rounding it does. The test
+// `bf16_is_right_but_for_rounding` beside the kernel derives by how much, and is exact about it.
 kernel_test!(attention_everywhere(
-    batch in 1..3usize, q_len in 1..100usize, k_len in 1..150usize, heads in 1..3usize, head_dim in 1..70usize,
+    batch in 1..3usize, q_len in 1..150usize, k_len in 1..200usize, heads in 1..3usize, head_dim in 1..70usize,
     flags in 0..16usize
-), shows_nan: false,
+), shows_nan: false, on_tiles: 4.0,
 (
     q[batch * q_len * heads * (1 + flags % 2) * head_dim], o[batch * q_len * heads * (1 + flags % 2) * head_dim],
     d_o[batch * q_len * heads * (1 + flags % 2) * head_dim],
@@ -197,7 +199,7 @@ kernel_test!(attention_everywhere(
     let mut scratch = vec![float(f64::NAN); attention_scratch(&shape, cpu.threads())];
     attention_forward(cpu, &shape, q, k, v, out, lse, &mut scratch);
     scratch.fill(float(f64::NAN));
-    // Any numbers will do, as long as the weights are at most about 1.
-    let given: Vec<_> = shift.iter().map(|&x| float::<S::Wide>(6.0) + x).collect();
+    // Any numbers will do, as long as each query's weights sum to at most 1, as they do after a forward pass.
+    let given: Vec<_> = lse.iter().zip(shift).map(|(&lse, &x)| lse + if x < float(0.0) { -x } else { x }).collect();
     attention_backward(cpu, &shape, q, k, v, o, &given, d_o, dq, dk, dv, &mut scratch);
 });

@@ -1,8 +1,13 @@
-//! The backward pass: weights are computed again from `lse`, tile by tile.
+//! The backward pass on vectors: weights are computed again from `lse`, chunk by chunk.
 
-use super::tile::{Left, multiply};
+use super::lanes::{Mask, gradients};
+use super::tile::{COLUMNS, Left, multiply, transpose};
 use super::*;
 use crate::reduce::lane_sum;
+
+/// Queries of a part. Two parts are computed with keys together, but a part is spared keys that only the other sees.
+const PART: usize = 2 * COLUMNS;
+const QUERIES: usize = 2 * PART;
 
 /// Arguments of [`attention_backward`], for some of the heads.
 pub(super) struct Backward<'a, S: Storage> {
@@ -31,9 +36,11 @@ impl<S: Storage> WithSimd for Backward<'_, S> {
     }
 }
 
-/// Pieces of scratch: one head's keys, values and their gradients, and one tile of everything else.
-struct Tiles<'a, T> {
+/// Pieces of scratch: one head's keys, values and their gradients, and what some queries need.
+struct Pieces<'a, T> {
+    /// Rows `row_stride` apart, as the others that are not said to be otherwise.
     keys: &'a mut [T],
+    /// Chunks `[padded_head_dim][KEY_STRIDE]`.
     keys_transposed: &'a mut [T],
     values_transposed: &'a mut [T],
     dk: &'a mut [T],
@@ -41,45 +48,67 @@ struct Tiles<'a, T> {
     queries: &'a mut [T],
     d_out: &'a mut [T],
     dq: &'a mut [T],
-    /// Scores, then weights after dropout.
+    /// `[padded_head_dim][QUERIES]`
+    queries_transposed: &'a mut [T],
+    d_out_transposed: &'a mut [T],
+    /// `[KEYS][QUERIES]`: scores, then weights after dropout.
     weights: &'a mut [T],
-    /// Gradient by the weights, then by the scores.
+    /// `[KEYS][QUERIES]`: gradients by the weights, then by the scores.
     d_scores: &'a mut [T],
+    /// `[factor_rows][QUERIES]`, and a place for the same by query.
+    factors: &'a mut [T],
+    factors_by_query: &'a mut [T],
+}
+
+pub(super) fn scratch(shape: &AttentionShape) -> usize {
+    let (row, width) = (shape.row_stride(), shape.padded_head_dim());
+    2 * shape.transposed_len()
+        + (3 * shape.k_len + KEYS + 3 * QUERIES) * row
+        + (2 * width + 2 * KEYS + 2 * shape.factor_rows()) * QUERIES
 }
 
 impl<S: Storage> Backward<'_, S> {
     #[inline(always)]
     fn run<V: Simd>(mut self, simd: V) {
         let shape = self.shape;
-        let (keys, row) = (shape.padded_keys(), shape.row_stride());
-        let transposed = keys / KEYS * shape.padded_head_dim() * KEY_STRIDE;
-        let mut tiles = Tiles {
-            keys: self.scratch.take(keys * row),
-            keys_transposed: self.scratch.take(transposed),
-            values_transposed: self.scratch.take(transposed),
-            dk: self.scratch.take(keys * row),
-            dv: self.scratch.take(keys * row),
-            queries: self.scratch.take(QUERIES * row),
-            d_out: self.scratch.take(QUERIES * row),
-            dq: self.scratch.take(QUERIES * row),
-            weights: self.scratch.take(QUERIES * KEY_STRIDE),
-            d_scores: self.scratch.take(QUERIES * KEY_STRIDE),
+        let (row, width) = (shape.row_stride(), shape.padded_head_dim());
+        let scratch = &mut self.scratch;
+        let mut pieces = Pieces {
+            keys: scratch.take(shape.k_len * row),
+            keys_transposed: scratch.take(shape.transposed_len()),
+            values_transposed: scratch.take(shape.transposed_len()),
+            dk: scratch.take(shape.k_len * row),
+            dv: scratch.take(shape.k_len * row),
+            queries: scratch.take(QUERIES * row),
+            d_out: scratch.take(QUERIES * row),
+            dq: scratch.take(QUERIES * row),
+            queries_transposed: scratch.take(width * QUERIES),
+            d_out_transposed: scratch.take(width * QUERIES),
+            weights: scratch.take(KEYS * QUERIES),
+            d_scores: scratch.take(KEYS * QUERIES),
+            factors: scratch.take(shape.factor_rows() * QUERIES),
+            factors_by_query: scratch.take(shape.factor_rows() * QUERIES),
         };
-        // Columns beyond head_dim are read as vector columns; they must stay finite.
-        tiles.queries.fill(S::Wide::ZERO);
-        tiles.d_out.fill(S::Wide::ZERO);
+        let rows = scratch.take(KEYS * row);
         for head in self.heads.clone() {
             let (batch, kv) = (head / shape.kv_heads, head % shape.kv_heads);
-            pack_rows(shape, batch, kv, self.k, tiles.keys);
-            pack_transposed(shape, batch, kv, self.k, tiles.keys_transposed);
-            pack_transposed(shape, batch, kv, self.v, tiles.values_transposed);
-            tiles.dk.fill(S::Wide::ZERO);
-            tiles.dv.fill(S::Wide::ZERO);
+            pack_keys(shape, batch, kv, 0, self.k, pieces.keys);
+            if !self.is_finite(batch, kv, pieces.keys) {
+                let inputs = [self.q, self.k, self.v, self.o, self.d_o];
+                let results = [self.dq, self.dk, self.dv];
+                let sums = [&mut *pieces.dq, pieces.dk, pieces.dv];
+                exact::backward(shape, batch, kv, inputs, self.lse, results, sums);
+                continue;
+            }
+            pack_keys_transposed(simd, shape, batch, kv, self.k, rows, pieces.keys_transposed);
+            pack_keys_transposed(simd, shape, batch, kv, self.v, rows, pieces.values_transposed);
+            pieces.dk.fill(S::Wide::ZERO);
+            pieces.dv.fill(S::Wide::ZERO);
             for group in 0..shape.group {
                 let head = Head { kv, group };
                 let dropout = HeadDropout::new(shape, batch, head);
                 for first in (0..shape.q_len).step_by(QUERIES) {
-                    self.query_tile(simd, batch, head, first, dropout.as_ref(), &mut tiles);
+                    self.queries(simd, batch, head, first, dropout.as_ref(), &mut pieces);
                 }
             }
             for key in 0..shape.k_len {
@@ -87,39 +116,37 @@ impl<S: Storage> Backward<'_, S> {
                 // SAFETY: rows of this head, which is this thread's, are written by it alone, one at a time.
                 let (dk, dv) =
                     unsafe { (self.dk.part(at..at + shape.head_dim), self.dv.part(at..at + shape.head_dim)) };
-                narrow_row(&tiles.dk[key * row..], S::Wide::ONE, dk);
-                narrow_row(&tiles.dv[key * row..], S::Wide::ONE, dv);
+                narrow_row(&pieces.dk[key * row..], S::Wide::ONE, dk);
+                narrow_row(&pieces.dv[key * row..], S::Wide::ONE, dv);
             }
         }
     }
 
-    /// All keys for up to [`QUERIES`] queries of one head.
+    /// Whether the head's right operands of products with weights, some of them 0, are.
     #[inline(always)]
-    fn query_tile<V: Simd>(
-        &self,
-        simd: V,
-        batch: usize,
-        head: Head,
-        first: usize,
-        dropout: Option<&HeadDropout<S::Wide>>,
-        tiles: &mut Tiles<S::Wide>,
-    ) {
+    fn is_finite(&self, batch: usize, kv: usize, keys: &[S::Wide]) -> bool {
         let shape = self.shape;
-        let (width, head_dim, stride) = (shape.padded_head_dim(), shape.head_dim, shape.row_stride());
-        let rows = QUERIES.min(shape.q_len - first);
-        let scale = S::Wide::from_f64(shape.scale);
-        let mut lse = [S::Wide::ZERO; QUERIES];
-        // delta is sum_t p_t dp_t for each query, which equals d_o . o also under dropout.
-        let mut delta = [S::Wide::ZERO; QUERIES];
-        for i in 0..rows {
+        let width = shape.group * shape.head_dim;
+        let rows = |x: &'_ [S]| {
+            exact::is_finite((0..shape.q_len).map(
+                #[inline(always)]
+                |query| &x[shape.q_row(batch, query, Head { kv, group: 0 }) * shape.head_dim..][..width],
+            ))
+        };
+        exact::is_finite(std::iter::once(keys)) && rows(self.q) && rows(self.d_o)
+    }
+
+    /// What the forward pass's results say of up to [`QUERIES`] queries: `lse`, and the inner products of outputs
+    /// and their gradients.
+    #[inline(always)]
+    fn known(&self, batch: usize, head: Head, first: usize) -> [[[S::Wide; COLUMNS]; QUERIES / COLUMNS]; 2] {
+        let (shape, head_dim) = (self.shape, self.shape.head_dim);
+        let mut known = [[[S::Wide::ZERO; COLUMNS]; QUERIES / COLUMNS]; 2];
+        let [lse, delta] = known.each_mut().map(|x| x.as_flattened_mut());
+        for i in 0..QUERIES.min(shape.q_len - first) {
             let row = shape.q_row(batch, first + i, head);
             let range = row * head_dim..(row + 1) * head_dim;
-            let q = &self.q[range.clone()];
             let (o, d_o) = (&self.o[range.clone()], &self.d_o[range]);
-            for (to, &q) in tiles.queries[i * stride..].iter_mut().zip(q) {
-                *to = q.widen() * scale;
-            }
-            widen_row(d_o, &mut tiles.d_out[i * stride..][..head_dim]);
             delta[i] = S::Wide::from_f64(lane_sum(
                 o,
                 d_o,
@@ -127,119 +154,106 @@ impl<S: Storage> Backward<'_, S> {
                 #[inline(always)]
                 |o, d, _| o.widen().to_f64() * d.widen().to_f64(),
             ));
-            // Queries that see no key: their scores are all -inf, and so stay with any finite shift.
+            // Queries that see no key: what their scores are shifted by does not matter, if it is finite.
             if self.lse[row] != S::Wide::NEG_INFINITY {
                 lse[i] = self.lse[row];
             }
         }
-        tiles.dq[..rows * stride].fill(S::Wide::ZERO);
-        let (limits, highest) = shape.limits(first, rows);
+        known
+    }
+
+    /// All keys for up to [`QUERIES`] queries of one head.
+    #[inline(always)]
+    fn queries<V: Simd>(
+        &self,
+        simd: V,
+        batch: usize,
+        head: Head,
+        first: usize,
+        dropout: Option<&HeadDropout<S::Wide>>,
+        pieces: &mut Pieces<S::Wide>,
+    ) {
+        let shape = self.shape;
+        let (width, head_dim, stride) = (shape.padded_head_dim(), shape.head_dim, shape.row_stride());
+        let scale = S::Wide::from_f64(shape.scale);
+        pack_queries(shape, batch, head, first, self.q, scale, pieces.queries);
+        pack_queries(shape, batch, head, first, self.d_o, S::Wide::ONE, pieces.d_out);
+        let by_query = [QUERIES, width];
+        transpose(simd, by_query, pieces.queries, stride, pieces.queries_transposed, QUERIES);
+        transpose(simd, by_query, pieces.d_out, stride, pieces.d_out_transposed, QUERIES);
+        let [lse, delta] = self.known(batch, head, first);
+        let limits: [[u32; PART]; 2] = [shape.limits(first), shape.limits(first + PART)];
+        pieces.dq.fill(S::Wide::ZERO);
         for start in (0..shape.k_len).step_by(KEYS) {
-            let keys = KeyTile::new(shape, start);
-            if keys.lowest >= highest {
-                continue; // Padding, or in the future of every query of the tile.
+            let index = &shape.k_index[start..shape.k_len.min(start + KEYS)];
+            let seen = [keys_seen(index, &limits[0]), keys_seen(index, &limits[1])];
+            for (keys, columns) in products(seen, PART) {
+                let at = keys.start * QUERIES + columns.start;
+                for (left, right, to) in [
+                    (&*pieces.keys_transposed, &*pieces.queries_transposed, &mut *pieces.weights),
+                    (&*pieces.values_transposed, &*pieces.d_out_transposed, &mut *pieces.d_scores),
+                ] {
+                    let data = &left[start / KEYS * width * KEY_STRIDE + keys.start..];
+                    multiply(
+                        simd,
+                        [keys.len(), columns.len(), head_dim],
+                        Left::<_, 1> { data, depth_stride: KEY_STRIDE },
+                        &right[columns.start..],
+                        QUERIES,
+                        &mut to[at..],
+                        QUERIES,
+                        false,
+                    );
+                }
             }
-            let transposed = start / KEYS * width * KEY_STRIDE;
-            for strip in (0..rows).step_by(STRIP) {
-                let end = rows.min(strip + STRIP);
-                let columns = keys.columns_seen(&limits[strip..end]);
-                let extents = [end - strip, columns, head_dim];
-                let scores = strip * KEY_STRIDE;
-                multiply(
-                    simd,
-                    extents,
-                    rows_of(&tiles.queries[strip * stride..], stride),
-                    &tiles.keys_transposed[transposed..],
-                    KEY_STRIDE,
-                    &mut tiles.weights[scores..],
-                    KEY_STRIDE,
-                    false,
-                );
-                multiply(
-                    simd,
-                    extents,
-                    rows_of(&tiles.d_out[strip * stride..], stride),
-                    &tiles.values_transposed[transposed..],
-                    KEY_STRIDE,
-                    &mut tiles.d_scores[scores..],
-                    KEY_STRIDE,
-                    false,
-                );
-                for i in strip..end {
-                    let (weights, unseen) =
-                        tiles.weights[i * KEY_STRIDE..][..keys.columns].split_at_mut(columns);
-                    unseen.fill(S::Wide::ZERO);
-                    let (d_scores, unseen) =
-                        tiles.d_scores[i * KEY_STRIDE..][..keys.columns].split_at_mut(columns);
-                    unseen.fill(S::Wide::ZERO);
-                    let (lse, delta, limit) = (lse[i], delta[i], limits[i]);
-                    let pairs = weights.iter_mut().zip(d_scores).zip(&keys.index);
-                    if let Some(dropout) = dropout {
-                        let factors = dropout.factors(first + i, &keys);
-                        for (((w, d), &index), &factor) in pairs.zip(&factors) {
-                            let p = Float::exp(seen(*w, index, limit) - lse);
-                            *d = p * (*d * factor - delta);
-                            *w = p * factor;
-                        }
-                    } else {
-                        for ((w, d), &index) in pairs {
-                            let p = Float::exp(seen(*w, index, limit) - lse);
-                            *d = p * (*d - delta);
-                            *w = p;
-                        }
-                    }
+            if let Some(dropout) = dropout {
+                dropout.columns(simd, first, index, pieces.factors_by_query, pieces.factors, QUERIES);
+            }
+            for i in 0..QUERIES / COLUMNS {
+                let half = i * COLUMNS / PART;
+                let limits = &limits[half].as_chunks().0[i % (PART / COLUMNS)];
+                let mask = Mask::new(&index[..seen[half]], limits);
+                let weights = pieces.weights.as_chunks_mut::<QUERIES>().0;
+                let d_scores = pieces.d_scores.as_chunks_mut::<QUERIES>().0;
+                let factors = dropout.map(|_| pieces.factors.as_chunks::<QUERIES>().0);
+                gradients(simd, weights, d_scores, i, mask, &lse[i], &delta[i], factors);
+            }
+            for (keys, columns) in products(seen, PART) {
+                let at = keys.start * QUERIES + columns.start;
+                let key_rows = (start + keys.start) * stride;
+                // The queries are already scaled, so dk needs no factor.
+                for (left, right, to) in [
+                    (&*pieces.weights, &*pieces.d_out, &mut *pieces.dv),
+                    (&*pieces.d_scores, &*pieces.queries, &mut *pieces.dk),
+                ] {
+                    multiply(
+                        simd,
+                        [keys.len(), width, columns.len()],
+                        Left::<_, QUERIES> { data: &left[at..], depth_stride: 1 },
+                        &right[columns.start * stride..],
+                        stride,
+                        &mut to[key_rows..],
+                        stride,
+                        true,
+                    );
                 }
                 multiply(
                     simd,
-                    [end - strip, width, columns.min(keys.len)],
-                    rows_of(&tiles.d_scores[scores..], KEY_STRIDE),
-                    &tiles.keys[start * stride..],
+                    [columns.len(), width, keys.len()],
+                    Left::<_, 1> { data: &pieces.d_scores[at..], depth_stride: QUERIES },
+                    &pieces.keys[key_rows..],
                     stride,
-                    &mut tiles.dq[strip * stride..],
+                    &mut pieces.dq[columns.start * stride..],
                     stride,
                     true,
                 );
             }
-            let by_key = [keys.len, width, rows];
-            multiply(
-                simd,
-                by_key,
-                columns_of(tiles.weights),
-                tiles.d_out,
-                stride,
-                &mut tiles.dv[start * stride..],
-                stride,
-                true,
-            );
-            // The queries are already scaled, so dk needs no factor.
-            multiply(
-                simd,
-                by_key,
-                columns_of(tiles.d_scores),
-                tiles.queries,
-                stride,
-                &mut tiles.dk[start * stride..],
-                stride,
-                true,
-            );
         }
-        for i in 0..rows {
+        for i in 0..QUERIES.min(shape.q_len - first) {
             let row = shape.q_row(batch, first + i, head);
             // SAFETY: as in `run`.
             let dq = unsafe { self.dq.part(row * head_dim..(row + 1) * head_dim) };
-            narrow_row(&tiles.dq[i * stride..], scale, dq);
+            narrow_row(&pieces.dq[i * stride..], scale, dq);
         }
     }
-}
-
-/// A tile as a left operand.
-#[inline(always)]
-fn rows_of<T>(data: &[T], row_stride: usize) -> Left<'_, T> {
-    Left { data, row_stride, depth_stride: 1 }
-}
-
-/// A tile of scores, transposed, as a left operand.
-#[inline(always)]
-fn columns_of<T>(data: &[T]) -> Left<'_, T> {
-    Left { data, row_stride: 1, depth_stride: KEY_STRIDE }
 }

@@ -1,7 +1,11 @@
-//! The forward pass: online softmax over tiles of keys.
+//! The forward pass on vectors: online softmax over chunks of keys.
 
-use super::tile::{COLUMNS, Left, multiply};
+use super::lanes::{Mask, maxima, rescale, weights};
+use super::tile::{COLUMNS, Left, multiply, transpose};
 use super::*;
+
+/// Queries that are computed with keys together, in two parts: a part is spared keys that only the other sees.
+const QUERIES: usize = 2 * COLUMNS;
 
 /// Arguments of [`attention_forward`], for some of the heads.
 pub(super) struct Forward<'a, S: Storage> {
@@ -27,36 +31,62 @@ impl<S: Storage> WithSimd for Forward<'_, S> {
     }
 }
 
-/// Pieces of scratch: one head's keys and values, and one tile of everything else.
-struct Tiles<'a, T> {
-    keys_transposed: &'a mut [T],
+/// Pieces of scratch: one head's keys and values, and what some queries need.
+struct Pieces<'a, T> {
+    /// Chunks `[padded_head_dim][KEY_STRIDE]`.
+    keys: &'a mut [T],
+    /// Rows `row_stride` apart.
     values: &'a mut [T],
+    rows: &'a mut [T],
     queries: &'a mut [T],
+    /// `[padded_head_dim][QUERIES]`
+    queries_transposed: &'a mut [T],
+    /// `[KEYS][QUERIES]`: scores, then weights.
     scores: &'a mut [T],
+    /// `[factor_rows][QUERIES]`, and a place for the same by query.
+    factors: &'a mut [T],
+    factors_by_query: &'a mut [T],
+    /// `[padded_head_dim][QUERIES]`
     out: &'a mut [T],
+}
+
+pub(super) fn scratch(shape: &AttentionShape) -> usize {
+    let (row, width) = (shape.row_stride(), shape.padded_head_dim());
+    shape.transposed_len()
+        + (shape.k_len + KEYS + QUERIES) * row
+        + (KEYS + 2 * shape.factor_rows() + 2 * width) * QUERIES
 }
 
 impl<S: Storage> Forward<'_, S> {
     #[inline(always)]
     fn run<V: Simd>(mut self, simd: V) {
         let shape = self.shape;
-        let (keys, row) = (shape.padded_keys(), shape.row_stride());
-        let mut tiles = Tiles {
-            keys_transposed: self.scratch.take(keys / KEYS * shape.padded_head_dim() * KEY_STRIDE),
-            values: self.scratch.take(keys * row),
+        let (row, width) = (shape.row_stride(), shape.padded_head_dim());
+        let mut pieces = Pieces {
+            keys: self.scratch.take(shape.transposed_len()),
+            values: self.scratch.take(shape.k_len * row),
+            rows: self.scratch.take(KEYS * row),
             queries: self.scratch.take(QUERIES * row),
-            scores: self.scratch.take(QUERIES * KEY_STRIDE),
-            out: self.scratch.take(QUERIES * row),
+            queries_transposed: self.scratch.take(width * QUERIES),
+            scores: self.scratch.take(KEYS * QUERIES),
+            factors: self.scratch.take(shape.factor_rows() * QUERIES),
+            factors_by_query: self.scratch.take(shape.factor_rows() * QUERIES),
+            out: self.scratch.take(width * QUERIES),
         };
         for head in self.heads.clone() {
             let (batch, kv) = (head / shape.kv_heads, head % shape.kv_heads);
-            pack_transposed(shape, batch, kv, self.k, tiles.keys_transposed);
-            pack_rows(shape, batch, kv, self.v, tiles.values);
+            pack_keys(shape, batch, kv, 0, self.v, pieces.values);
+            if !exact::is_finite(std::iter::once(&*pieces.values)) {
+                let inputs = [self.q, self.k, self.v];
+                exact::forward(shape, batch, kv, inputs, self.o, self.lse, pieces.out);
+                continue;
+            }
+            pack_keys_transposed(simd, shape, batch, kv, self.k, pieces.rows, pieces.keys);
             for group in 0..shape.group {
                 let head = Head { kv, group };
                 let dropout = HeadDropout::new(shape, batch, head);
                 for first in (0..shape.q_len).step_by(QUERIES) {
-                    self.query_tile(simd, batch, head, first, dropout.as_ref(), &mut tiles);
+                    self.queries(simd, batch, head, first, dropout.as_ref(), &mut pieces);
                 }
             }
         }
@@ -64,69 +94,79 @@ impl<S: Storage> Forward<'_, S> {
 
     /// All keys for up to [`QUERIES`] queries of one head.
     #[inline(always)]
-    fn query_tile<V: Simd>(
+    fn queries<V: Simd>(
         &self,
         simd: V,
         batch: usize,
         head: Head,
         first: usize,
         dropout: Option<&HeadDropout<S::Wide>>,
-        tiles: &mut Tiles<S::Wide>,
+        pieces: &mut Pieces<S::Wide>,
     ) {
         let shape = self.shape;
         let (width, head_dim, stride) = (shape.padded_head_dim(), shape.head_dim, shape.row_stride());
-        let rows = QUERIES.min(shape.q_len - first);
         let scale = S::Wide::from_f64(shape.scale);
-        for i in 0..rows {
-            let q = &self.q[shape.q_row(batch, first + i, head) * head_dim..][..head_dim];
-            for (to, &q) in tiles.queries[i * stride..].iter_mut().zip(q) {
-                *to = q.widen() * scale;
-            }
-        }
-        tiles.out[..rows * stride].fill(S::Wide::ZERO);
-        let mut max = [S::Wide::NEG_INFINITY; QUERIES];
-        let mut sum = [S::Wide::ZERO; QUERIES];
-        let (limits, highest) = shape.limits(first, rows);
+        pack_queries(shape, batch, head, first, self.q, scale, pieces.queries);
+        let by_query = [QUERIES, width];
+        transpose(simd, by_query, pieces.queries, stride, pieces.queries_transposed, QUERIES);
+        let limits: [[u32; COLUMNS]; 2] = [shape.limits(first), shape.limits(first + COLUMNS)];
+        let mut max = [[S::Wide::NEG_INFINITY; COLUMNS]; 2];
+        let mut sum = [[S::Wide::ZERO; COLUMNS]; 2];
+        pieces.out.fill(S::Wide::ZERO);
         for start in (0..shape.k_len).step_by(KEYS) {
-            let keys = KeyTile::new(shape, start);
-            if keys.lowest >= highest {
-                continue; // Padding, or in the future of every query of the tile.
+            let index = &shape.k_index[start..shape.k_len.min(start + KEYS)];
+            let seen = [keys_seen(index, &limits[0]), keys_seen(index, &limits[1])];
+            for (keys, columns) in products(seen, COLUMNS) {
+                let data = &pieces.keys[start / KEYS * width * KEY_STRIDE + keys.start..];
+                multiply(
+                    simd,
+                    [keys.len(), columns.len(), head_dim],
+                    Left::<_, 1> { data, depth_stride: KEY_STRIDE },
+                    &pieces.queries_transposed[columns.start..],
+                    QUERIES,
+                    &mut pieces.scores[keys.start * QUERIES + columns.start..],
+                    QUERIES,
+                    false,
+                );
             }
-            let transposed = &tiles.keys_transposed[start / KEYS * width * KEY_STRIDE..];
-            for strip in (0..rows).step_by(STRIP) {
-                let end = rows.min(strip + STRIP);
-                let columns = keys.columns_seen(&limits[strip..end]);
-                if columns == 0 {
-                    continue;
+            if let Some(dropout) = dropout {
+                dropout.columns(simd, first, index, pieces.factors_by_query, pieces.factors, QUERIES);
+            }
+            for part in 0..2 {
+                let mask = Mask::new(&index[..seen[part]], &limits[part]);
+                let scores = pieces.scores.as_chunks_mut::<QUERIES>().0;
+                let before = max[part];
+                maxima(scores, part, mask, &mut max[part]);
+                // While no key was seen every score is -inf (or NaN): shift by 0, not by -inf, so that the
+                // weights become 0 (or NaN).
+                let mut shift = max[part];
+                for shift in &mut shift {
+                    *shift = if *shift == S::Wide::NEG_INFINITY { S::Wide::ZERO } else { *shift };
                 }
-                let queries =
-                    Left { data: &tiles.queries[strip * stride..], row_stride: stride, depth_stride: 1 };
-                let scores = &mut tiles.scores[strip * KEY_STRIDE..];
-                let extents = [end - strip, columns, head_dim];
-                multiply(simd, extents, queries, transposed, KEY_STRIDE, scores, KEY_STRIDE, false);
-                for i in strip..end {
-                    let scores = &mut tiles.scores[i * KEY_STRIDE..][..columns];
-                    let shrink = online_softmax(scores, &keys.index, limits[i], &mut max[i], &mut sum[i]);
-                    if let Some(dropout) = dropout {
-                        let factors = dropout.factors(first + i, &keys);
-                        for (p, &factor) in scores.iter_mut().zip(&factors) {
-                            *p *= factor;
-                        }
-                    }
-                    if shrink != S::Wide::ONE {
-                        for o in &mut tiles.out[i * stride..][..width] {
-                            *o *= shrink;
-                        }
-                    }
+                if max[part] != before {
+                    let out = pieces.out.as_chunks_mut::<QUERIES>().0;
+                    rescale(simd, &before, &shift, part, &mut sum[part], out);
                 }
-                let data = &tiles.scores[strip * KEY_STRIDE..];
-                let weights = Left { data, row_stride: KEY_STRIDE, depth_stride: 1 };
-                let (values, out) = (&tiles.values[start * stride..], &mut tiles.out[strip * stride..]);
-                let extents = [end - strip, width, columns.min(keys.len)];
-                multiply(simd, extents, weights, values, stride, out, stride, true);
+                let factors = dropout.map(|_| pieces.factors.as_chunks::<QUERIES>().0);
+                weights(simd, scores, part, mask, &shift, factors, &mut sum[part]);
+            }
+            for (keys, columns) in products(seen, COLUMNS) {
+                let data = &pieces.values[(start + keys.start) * stride..];
+                multiply(
+                    simd,
+                    [head_dim, columns.len(), keys.len()],
+                    Left::<_, 1> { data, depth_stride: stride },
+                    &pieces.scores[keys.start * QUERIES + columns.start..],
+                    QUERIES,
+                    &mut pieces.out[columns.start..],
+                    QUERIES,
+                    true,
+                );
             }
         }
-        for i in 0..rows {
+        transpose(simd, [width, QUERIES], pieces.out, QUERIES, pieces.queries, stride);
+        let (max, sum) = (max.as_flattened(), sum.as_flattened());
+        for i in 0..QUERIES.min(shape.q_len - first) {
             let row = shape.q_row(batch, first + i, head);
             let unseen = sum[i] == S::Wide::ZERO;
             let inverse = if unseen { S::Wide::ZERO } else { S::Wide::ONE / sum[i] };
@@ -134,54 +174,7 @@ impl<S: Storage> Forward<'_, S> {
             let (lse, o) =
                 unsafe { (self.lse.part(row..row + 1), self.o.part(row * head_dim..(row + 1) * head_dim)) };
             lse[0] = if unseen { S::Wide::NEG_INFINITY } else { max[i] + Float::ln(sum[i]) };
-            narrow_row(&tiles.out[i * stride..], inverse, o);
+            narrow_row(&pieces.queries[i * stride..], inverse, o);
         }
     }
-}
-
-/// One row's step of the online softmax: turns the scores of seen keys into exp(score - running
-/// maximum) and the others into 0, brings `max` and `sum` up to date, and returns the factor by
-/// which earlier sums over this row shrink.
-#[inline(always)]
-fn online_softmax<T: Float>(
-    scores: &mut [T],
-    index: &[u32; KEYS],
-    limit: u32,
-    max: &mut T,
-    sum: &mut T,
-) -> T {
-    let (scores, _) = scores.as_chunks_mut::<COLUMNS>();
-    let (index, _) = index.as_chunks::<COLUMNS>();
-    let mut lanes = [T::NEG_INFINITY; COLUMNS];
-    for (scores, index) in scores.iter().zip(index) {
-        for ((lane, &s), &index) in lanes.iter_mut().zip(scores).zip(index) {
-            *lane = seen(s, index, limit).max(*lane);
-        }
-    }
-    let mut new_max = *max;
-    for lane in lanes {
-        new_max = lane.max(new_max);
-    }
-    // While no key was seen every score is -inf (or NaN): shift by 0, not by -inf, so that the
-    // weights become 0 (or NaN).
-    let shift = if new_max == T::NEG_INFINITY { T::ZERO } else { new_max };
-    let mut lanes = [T::ZERO; COLUMNS];
-    for (scores, index) in scores.iter_mut().zip(index) {
-        for ((lane, s), &index) in lanes.iter_mut().zip(scores).zip(index) {
-            *s = Float::exp(seen(*s, index, limit) - shift);
-            *lane += *s;
-        }
-    }
-    let shrink = Float::exp(*max - shift);
-    let mut total = *sum * shrink;
-    let mut half = COLUMNS / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
-    }
-    total += lanes[0];
-    (*max, *sum) = (new_max, total);
-    shrink
 }

@@ -1,12 +1,17 @@
 //! Flash attention: softmax(scale Q K^T) V in tiles, never holding queries x keys.
 //!
 //! Here: what a call is told (`AttentionShape`), which keys a query may see, the entry points.
-//! `tile` multiplies small tiles, `forward` and `backward` are the two passes.
+//! `forward` and `backward` are the two passes, in which `tile` multiplies and `lanes` is what happens between
+//! products. `amx` is both passes for bf16 on a processor with tiles, `exact` for heads that are not finite.
 //!
 //! Source: Dao et al., "FlashAttention", 2022; Dao, "FlashAttention-2", 2023.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod backward;
+mod exact;
 mod forward;
+mod lanes;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -18,14 +23,11 @@ use crate::random::{DropoutRule, Key};
 use crate::storage::Storage;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
-use tile::COLUMNS;
+use tile::{COLUMNS, transpose};
 
-/// Queries per tile and keys per tile: a tile of scores and its operands stay in the L1/L2 cache.
-const QUERIES: usize = 64;
-const KEYS: usize = 64;
-
-/// Queries whose keys are counted together: of a tile on the diagonal they see a part.
-const STRIP: usize = 16;
+/// Keys whose scores are computed together: these, and the rows they are made of, stay in the L1/L2 cache. Whole
+/// register tiles of 12 rows, and whole vectors.
+const KEYS: usize = 96;
 
 /// Distance of rows of [`KEYS`] elements. Not a power of two: the rows of a column would fall into few sets of
 /// the L1 cache.
@@ -115,6 +117,11 @@ pub fn attention_forward<S: Storage>(
 ) {
     shape.check(q.len(), k.len(), lse.len());
     assert!(v.len() == k.len() && o.len() == q.len(), "v like k, o like q");
+    #[cfg(target_arch = "x86_64")]
+    if let Some([q, k, v]) = amx::serve(cpu, [q, k, v]) {
+        let (o, lse, scratch) = (amx::cast_mut(o), amx::cast_mut(lse), amx::cast_mut(scratch));
+        return amx::forward(cpu, shape, q, k, v, o, lse, scratch);
+    }
     let (o, lse) = (Shared::new(o), Shared::new(lse));
     shape.divide(cpu, scratch, |heads, scratch| {
         cpu.vectorised(forward::Forward { shape, heads, q, k, v, o: &o, lse: &lse, scratch });
@@ -142,6 +149,12 @@ pub fn attention_backward<S: Storage>(
     shape.check(q.len(), k.len(), lse.len());
     assert!(v.len() == k.len() && dk.len() == k.len() && dv.len() == k.len(), "v, dk, dv like k");
     assert!(o.len() == q.len() && d_o.len() == q.len() && dq.len() == q.len(), "o, d_o, dq like q");
+    #[cfg(target_arch = "x86_64")]
+    if let Some([q, k, v, o, d_o]) = amx::serve(cpu, [q, k, v, o, d_o]) {
+        let [dq, dk, dv] = [dq, dk, dv].map(amx::cast_mut);
+        let (lse, scratch) = (amx::cast(lse), amx::cast_mut(scratch));
+        return amx::backward(cpu, shape, q, k, v, o, lse, d_o, dq, dk, dv, scratch);
+    }
     let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
     shape.divide(cpu, scratch, |heads, scratch| {
         let (dq, dk, dv) = (&dq, &dk, &dv);
@@ -155,12 +168,12 @@ impl AttentionShape<'_> {
         threads.min(self.batch * self.kv_heads).max(1)
     }
 
-    /// The backward pass needs more than the forward: five copies of a head's keys or values, three
-    /// of a tile of queries, two tiles of scores. Whole cache lines.
+    /// Whole cache lines, the same for every type and instruction set.
     fn scratch_per_thread(&self) -> usize {
-        let row = self.row_stride();
-        let transposed = self.padded_keys() / KEYS * self.padded_head_dim() * KEY_STRIDE;
-        2 * transposed + 3 * self.padded_keys() * row + 3 * QUERIES * row + 2 * QUERIES * KEY_STRIDE
+        let vectors = forward::scratch(self).max(backward::scratch(self));
+        #[cfg(target_arch = "x86_64")]
+        let vectors = vectors.max(amx::scratch_per_thread(self));
+        vectors
     }
 
     /// Calls `work` with ranges of (sequence, key-value head) pairs and scratch of its own for each.
@@ -205,15 +218,21 @@ impl AttentionShape<'_> {
         self.head_dim.next_multiple_of(COLUMNS)
     }
 
-    /// Distance of rows of [`padded_head_dim`](Self::padded_head_dim) elements, for the reason of [`KEY_STRIDE`].
+    /// Distance of rows of [`padded_head_dim`](Self::padded_head_dim) elements. Not a power of two: the rows of a
+    /// column would fall into few sets of the L1 cache.
     fn row_stride(&self) -> usize {
         let width = self.padded_head_dim();
         if width.is_multiple_of(4 * COLUMNS) { width + COLUMNS } else { width }
     }
 
-    /// The number of local keys rounded up to whole tiles.
-    fn padded_keys(&self) -> usize {
-        self.k_len.next_multiple_of(KEYS)
+    /// Elements of a head's keys or values, transposed in chunks.
+    fn transposed_len(&self) -> usize {
+        self.k_len.div_ceil(KEYS) * self.padded_head_dim() * KEY_STRIDE
+    }
+
+    /// Rows of dropout's factors that are kept.
+    fn factor_rows(&self) -> usize {
+        if self.dropout.is_some() { KEYS } else { 0 }
     }
 
     /// Offset of a query row in `q` and in `o`, in rows; `lse` is indexed by it directly.
@@ -235,16 +254,14 @@ impl AttentionShape<'_> {
         if self.causal { self.q_index[query].saturating_add(1).min(size) } else { size }
     }
 
-    /// The limits of up to [`QUERIES`] queries from `first`, and the largest of them.
+    /// The limits of some queries from `first`. Those beyond the last are as the last: they make no difference.
     #[inline(always)]
-    fn limits(&self, first: usize, rows: usize) -> ([u32; QUERIES], u32) {
-        let mut limits = [0; QUERIES];
-        let mut highest = 0;
-        for (i, limit) in limits.iter_mut().enumerate().take(rows) {
-            *limit = self.limit(first + i);
-            highest = highest.max(*limit);
+    fn limits<const N: usize>(&self, first: usize) -> [u32; N] {
+        let mut limits = [0; N];
+        for (i, limit) in limits.iter_mut().enumerate() {
+            *limit = self.limit((first + i).min(self.q_len - 1));
         }
-        (limits, highest)
+        limits
     }
 }
 
@@ -255,50 +272,21 @@ struct Head {
     group: usize,
 }
 
-/// The global indices of a tile of keys.
-struct KeyTile {
-    /// Keys in the tile.
-    len: usize,
-    /// `len` rounded up to whole vector columns; the columns beyond `len` are masked.
-    columns: usize,
-    index: [u32; KEYS],
-    lowest: u32,
-}
-
-impl KeyTile {
-    #[inline(always)]
-    fn new(shape: &AttentionShape, first: usize) -> Self {
-        let len = KEYS.min(shape.k_len - first);
-        let columns = len.next_multiple_of(COLUMNS);
-        // No limit exceeds u32::MAX, so this index is never seen.
-        let mut index = [u32::MAX; KEYS];
-        index[..len].copy_from_slice(&shape.k_index[first..][..len]);
-        let mut lowest = u32::MAX;
-        for &i in &index {
-            lowest = lowest.min(i);
-        }
-        KeyTile { len, columns, index, lowest }
-    }
-
-    /// How many columns, from the first, hold all keys that a query with one of these limits sees.
-    #[inline(always)]
-    fn columns_seen(&self, limits: &[u32]) -> usize {
-        let mut highest = 0;
-        for &limit in limits {
-            highest = highest.max(limit);
-        }
-        let mut columns = self.columns;
-        while columns > 0 && self.index[columns - COLUMNS..columns].iter().all(|&index| index >= highest) {
-            columns -= COLUMNS;
-        }
-        columns
-    }
-}
-
-/// The score of a key, or -inf if a query with this limit does not see it.
+/// How many of some keys, from the first, hold all that a query with one of these limits sees.
 #[inline(always)]
-fn seen<T: Float>(score: T, index: u32, limit: u32) -> T {
-    if index < limit { score } else { T::NEG_INFINITY }
+fn keys_seen(index: &[u32], limits: &[u32]) -> usize {
+    let highest = limits.iter().fold(0, |highest: u32, &limit| highest.max(limit));
+    index.iter().rposition(|&index| index < highest).map_or(0, |last| last + 1)
+}
+
+/// Ranges of keys and of queries that together hold all pairs that are seen, for two parts of `part` queries, of
+/// which each sees that many keys: first what both see, then what one sees alone. Empty ones are left out.
+#[inline(always)]
+fn products(seen: [usize; 2], part: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let more = usize::from(seen[1] > seen[0]);
+    let both = (0..seen[1 - more], 0..2 * part);
+    let one = (seen[1 - more]..seen[more], more * part..(more + 1) * part);
+    [both, one].into_iter().filter(|(keys, _)| !keys.is_empty())
 }
 
 /// Dropout of one head's weights: gives rows of factors 0 or 1 / (1 - p).
@@ -328,11 +316,28 @@ impl<'a, T: Float> HeadDropout<'a, T> {
     }
 
     #[inline(always)]
-    fn factors(&self, query: usize, keys: &KeyTile) -> [T; KEYS] {
+    fn factors(&self, query: usize, k_index: &[u32], factors: &mut [T]) {
         let row = self.start + u64::from(self.q_index[query]) * self.k_size;
-        let mut factors = [T::ONE; KEYS];
-        self.rule.factors(&self.key, row, &keys.index, &mut factors);
-        factors
+        self.rule.factors(&self.key, row, k_index, factors);
+    }
+
+    /// The factors of `queries` queries from `first`, a row for each of at most [`KEYS`] keys. `rows` is a place for
+    /// as many.
+    #[inline(always)]
+    fn columns<V: Simd>(
+        &self,
+        simd: V,
+        first: usize,
+        k_index: &[u32],
+        rows: &mut [T],
+        factors: &mut [T],
+        queries: usize,
+    ) {
+        for (i, row) in rows.chunks_exact_mut(KEYS).take(queries).enumerate() {
+            let query = (first + i).min(self.q_index.len() - 1);
+            self.factors(query, k_index, &mut row[..k_index.len()]);
+        }
+        transpose(simd, [queries, KEYS], rows, KEYS, factors, queries);
     }
 }
 
@@ -348,54 +353,79 @@ impl<'a, T> Scratch<'a, T> {
     }
 }
 
-/// Copies one head's rows into tiles `[tile][padded_head_dim][KEY_STRIDE]`, transposed, zeros for padding keys.
+/// Copies one head's keys or values from `first` to rows [`row_stride`](AttentionShape::row_stride) apart, zeros
+/// for padding.
 #[inline(always)]
-fn pack_transposed<S: Storage>(
+fn pack_keys<S: Storage>(
     shape: &AttentionShape,
     batch: usize,
     kv: usize,
+    first: usize,
     x: &[S],
     out: &mut [S::Wide],
 ) {
-    let tile_len = shape.padded_head_dim() * KEY_STRIDE;
-    for (tile, out) in out.chunks_exact_mut(tile_len).enumerate() {
-        for column in 0..KEYS {
-            let key = tile * KEYS + column;
-            let real = key < shape.k_len && (shape.k_index[key] as usize) < shape.k_size;
-            if real {
-                let row = &x[shape.k_row(batch, key, kv) * shape.head_dim..][..shape.head_dim];
-                for (d, &x) in row.iter().enumerate() {
-                    out[d * KEY_STRIDE + column] = x.widen();
-                }
-            } else {
-                for d in 0..shape.head_dim {
-                    out[d * KEY_STRIDE + column] = S::Wide::ZERO;
-                }
-            }
-        }
-    }
-}
-
-/// Copies one head's rows to `[padded_keys][row_stride]`, zeros for padding.
-#[inline(always)]
-fn pack_rows<S: Storage>(shape: &AttentionShape, batch: usize, kv: usize, x: &[S], out: &mut [S::Wide]) {
-    for (key, out) in out.chunks_exact_mut(shape.row_stride()).enumerate() {
-        let real = key < shape.k_len && (shape.k_index[key] as usize) < shape.k_size;
-        if real {
+    for (key, out) in (first..).zip(out.chunks_exact_mut(shape.row_stride())) {
+        if (shape.k_index[key] as usize) < shape.k_size {
             let row = &x[shape.k_row(batch, key, kv) * shape.head_dim..][..shape.head_dim];
-            widen_row(row, &mut out[..shape.head_dim]);
-            out[shape.head_dim..].fill(S::Wide::ZERO);
+            widen_row(row, S::Wide::ONE, out);
         } else {
             out.fill(S::Wide::ZERO);
         }
     }
 }
 
+/// Copies one head's keys or values to chunks `[padded_head_dim][KEY_STRIDE]`, transposed, zeros for padding.
+/// `rows` is a place for [`KEYS`] rows.
 #[inline(always)]
-fn widen_row<S: Storage>(from: &[S], into: &mut [S::Wide]) {
-    for (into, &from) in into.iter_mut().zip(from) {
-        *into = from.widen();
+fn pack_keys_transposed<S: Storage, V: Simd>(
+    simd: V,
+    shape: &AttentionShape,
+    batch: usize,
+    kv: usize,
+    x: &[S],
+    rows: &mut [S::Wide],
+    out: &mut [S::Wide],
+) {
+    let (width, stride) = (shape.padded_head_dim(), shape.row_stride());
+    let rows = &mut rows[..KEYS * stride];
+    for (chunk, out) in out.chunks_exact_mut(width * KEY_STRIDE).enumerate() {
+        let first = chunk * KEYS;
+        let count = KEYS.min(shape.k_len - first);
+        pack_keys(shape, batch, kv, first, x, &mut rows[..count * stride]);
+        rows[count * stride..].fill(S::Wide::ZERO);
+        transpose(simd, [KEYS, width], rows, stride, out, KEY_STRIDE);
     }
+}
+
+/// Copies some queries from `first`, times a factor, to rows likewise, zeros for those beyond the last.
+#[inline(always)]
+fn pack_queries<S: Storage>(
+    shape: &AttentionShape,
+    batch: usize,
+    head: Head,
+    first: usize,
+    x: &[S],
+    factor: S::Wide,
+    out: &mut [S::Wide],
+) {
+    for (i, out) in out.chunks_exact_mut(shape.row_stride()).enumerate() {
+        if first + i < shape.q_len {
+            let row = &x[shape.q_row(batch, first + i, head) * shape.head_dim..][..shape.head_dim];
+            widen_row(row, factor, out);
+        } else {
+            out.fill(S::Wide::ZERO);
+        }
+    }
+}
+
+/// `into = factor from`, and zeros after it.
+#[inline(always)]
+fn widen_row<S: Storage>(from: &[S], factor: S::Wide, into: &mut [S::Wide]) {
+    let (into, rest) = into.split_at_mut(from.len());
+    for (into, &from) in into.iter_mut().zip(from) {
+        *into = from.widen() * factor;
+    }
+    rest.fill(S::Wide::ZERO);
 }
 
 /// `into = factor from`, rounded.

@@ -292,3 +292,167 @@ fn dropout_does_not_depend_on_the_split() {
     let expected: Vec<f64> = [1, 3, 5].iter().flat_map(|&s| o[q_at(s)..][..2].to_vec()).collect();
     assert_close(&mine, &expected, 1e-14);
 }
+
+/// bf16 on every processor against the definition, by what rounding allows.
+///
+/// Inputs are exact, and results are rounded once, by at most 2^-9 of their size. On tiles the weights p and the
+/// gradients by the scores d are rounded to bf16 before the products that sum over them, each by at most 2^-9 of its
+/// size: that changes o = sum p v by at most 2^-9 sum |p v|, and likewise dv = sum p do, dq = scale sum d k and dk =
+/// scale sum d q. The backward pass reads o as it was rounded, by 2^-9 |o|, which changes delta = sum o do by at most
+/// 2^-9 sum |o do|, and so d by p times that. All else is in f32; 2^-8 instead of 2^-9 leaves room for it and for
+/// terms of second order.
+#[test]
+fn bf16_is_right_but_for_rounding() {
+    use crate::testing::cpus;
+    use half::bf16;
+    const ROUNDING: f64 = 1.0 / 256.0;
+    for (q_len, k_len, kv_heads, group, head_dim, causal, dropped) in [
+        (40, 40, 2, 1, 64, true, false),
+        (31, 33, 1, 2, 32, false, false),
+        (160, 160, 1, 1, 64, true, true),
+        (129, 300, 1, 1, 80, true, false),
+        (257, 65, 1, 2, 40, false, true),
+        (300, 300, 1, 1, 128, true, false),
+        (5, 140, 2, 1, 7, false, false),
+    ] {
+        let (q_index, k_index): (Vec<u32>, Vec<u32>) =
+            ((0..q_len as u32).collect(), (0..k_len as u32).collect());
+        let dropout = AttentionDropout {
+            p: 0.2,
+            key: Key::new(3, 1, "attention"),
+            batch_index: &[0],
+            kv_index: &[0, 1][..kv_heads],
+            group_index: &[0, 1][..group],
+            kv_heads,
+            group,
+            q_size: q_len,
+            k_size: k_len,
+        };
+        let shape = AttentionShape {
+            batch: 1,
+            q_len,
+            k_len,
+            kv_heads,
+            group,
+            head_dim,
+            q_index: &q_index,
+            k_index: &k_index,
+            k_size: k_len,
+            causal,
+            scale: 1.0 / (head_dim as f64).sqrt(),
+            dropout: dropped.then_some(dropout),
+        };
+        let round = |x: &[f64]| -> Vec<bf16> { x.iter().map(|&x| bf16::from_f64(x)).collect() };
+        let wide = |x: &[bf16]| -> Vec<f64> { x.iter().map(|x| x.to_f64()).collect() };
+        let x = Inputs::new(&shape, 5);
+        let [q, k, v, d_o] = [&x.q, &x.k, &x.v, &x.d_o].map(|x| round(x));
+        let [wide_q, wide_k, wide_v, wide_d_o] = [&q, &k, &v, &d_o].map(|x| wide(x));
+        let expected = run::<f64>(&shape, &wide_q, &wide_k, &wide_v, &wide_d_o);
+        let magnitudes = magnitudes(&shape, [&wide_q, &wide_k, &wide_v, &wide_d_o], &expected);
+        for cpu in cpus() {
+            let poison = |len| vec![bf16::NAN; len];
+            let (mut o, mut lse) = (poison(q.len()), vec![f32::NAN; q.len() / head_dim]);
+            let mut scratch = vec![f32::NAN; attention_scratch(&shape, cpu.threads())];
+            attention_forward(cpu, &shape, &q, &k, &v, &mut o, &mut lse, &mut scratch);
+            let (mut dq, mut dk, mut dv) = (poison(q.len()), poison(k.len()), poison(k.len()));
+            scratch.fill(f32::NAN);
+            attention_backward(
+                cpu,
+                &shape,
+                &q,
+                &k,
+                &v,
+                &o,
+                &lse,
+                &d_o,
+                &mut dq,
+                &mut dk,
+                &mut dv,
+                &mut scratch,
+            );
+            assert_close(&lse, &expected[1], 1e-5);
+            for (name, actual, expected, magnitude) in [
+                ("o", &o, &expected[0], &magnitudes[0]),
+                ("dq", &dq, &expected[2], &magnitudes[1]),
+                ("dk", &dk, &expected[3], &magnitudes[2]),
+                ("dv", &dv, &expected[4], &magnitudes[3]),
+            ] {
+                for (i, ((a, e), m)) in wide(actual).iter().zip(expected).zip(magnitude).enumerate() {
+                    let allowed = ROUNDING * (e.abs() + m) + 1e-6;
+                    assert!((a - e).abs() <= allowed, "{name} {i}: {a}, expected {e}; {cpu:?}, {shape:?}");
+                }
+            }
+        }
+    }
+}
+
+/// For o, dq, dk and dv the sums of the sizes of what is summed, with the sizes of the gradients by the scores taken
+/// as p (|dp| + |delta| + sum |o do|): what rounding is measured by.
+fn magnitudes(shape: &AttentionShape, [q, k, v, d_o]: [&[f64]; 4], results: &[Vec<f64>; 5]) -> [Vec<f64>; 4] {
+    let dim = shape.head_dim;
+    let size = |x: &[f64]| -> Vec<f64> { x.iter().map(|x| x.abs()).collect() };
+    let [o, lse, ..] = results;
+    let mut sums = [vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]];
+    for row in 0..q.len() / dim {
+        let head = row % (shape.kv_heads * shape.group) / shape.group;
+        let query = row / (shape.kv_heads * shape.group);
+        let row_range = row * dim..(row + 1) * dim;
+        let [q, d_o, o] = [q, d_o, o.as_slice()].map(|x| &x[row_range.clone()]);
+        for key in 0..shape.k_len {
+            if shape.causal && shape.k_index[key] > shape.q_index[query] {
+                continue;
+            }
+            let key_range = (key * shape.kv_heads + head) * dim..(key * shape.kv_heads + head + 1) * dim;
+            let [k, v] = [k, v].map(|x| &x[key_range.clone()]);
+            // Dropout makes a weight larger by its factor, or removes it.
+            let factor = shape.dropout.as_ref().map_or(1.0, |dropout| 1.0 / (1.0 - dropout.p));
+            let p = (shape.scale * dot(q, k) - lse[row]).exp();
+            let d = p * (factor * dot(d_o, v).abs() + dot(o, d_o).abs() + dot(&size(o), &size(d_o)));
+            for i in 0..dim {
+                sums[0][row * dim + i] += p * factor * v[i].abs();
+                sums[1][row * dim + i] += shape.scale * d * k[i].abs();
+                sums[2][key_range.start + i] += shape.scale * d * q[i].abs();
+                sums[3][key_range.start + i] += p * factor * d_o[i].abs();
+            }
+        }
+    }
+    sums
+}
+
+/// An infinity or a NaN reaches what sees it and nothing else, whatever is computed beside it.
+#[test]
+fn what_is_not_seen_does_not_reach() {
+    let index: Vec<u32> = (0..150).collect();
+    let shape = AttentionShape {
+        batch: 1,
+        q_len: 150,
+        k_len: 150,
+        kv_heads: 1,
+        group: 1,
+        head_dim: 16,
+        q_index: &index,
+        k_index: &index,
+        k_size: 150,
+        causal: true,
+        scale: 0.25,
+        dropout: None,
+    };
+    let x = Inputs::new(&shape, 4);
+    let finite =
+        |x: &[f64]| -> Vec<bool> { x.chunks(16).map(|row| row.iter().all(|x| x.is_finite())).collect() };
+    for (at, value) in [(70, f64::NAN), (100, f64::INFINITY)] {
+        // Of a value, all queries from it on know.
+        let mut v = x.v.clone();
+        v[at * 16 + 3] = value;
+        let [o, ..] = run(&shape, &x.q, &x.k, &v, &x.d_o);
+        assert!(finite(&o).iter().enumerate().all(|(query, &finite)| finite == (query < at)));
+        // Of a query's gradient, all keys up to it.
+        let mut d_o = x.d_o.clone();
+        d_o[at * 16 + 3] = value;
+        let [_, _, dq, dk, dv] = run(&shape, &x.q, &x.k, &x.v, &d_o);
+        assert!(finite(&dq).iter().enumerate().all(|(query, &finite)| finite == (query != at)));
+        for gradient in [dk, dv] {
+            assert!(finite(&gradient).iter().enumerate().all(|(key, &finite)| finite == (key > at)));
+        }
+    }
+}

@@ -1,16 +1,19 @@
-//! Products of small tiles that sit in cache: the inner loops of attention. No masks, no softmax.
+//! Products and transposes of small matrices that sit in cache: the inner loops of attention. No mask, no softmax.
 
 use crate::float::Float;
 use pulp::{Simd, WithSimd};
+#[cfg(target_arch = "x86_64")]
+use std::any::TypeId;
 
 /// Column extents are padded to whole multiples of this: no instruction set has longer vectors.
 pub(super) const COLUMNS: usize = 16;
 
-/// The left operand: element (row, depth) is at `row * row_stride + depth * depth_stride`.
+/// The left operand: element (row, depth) is at `row * ROW + depth * depth_stride`.
+///
+/// With `ROW` known the elements of a column are at constant distances, and take no instructions to find.
 #[derive(Clone, Copy)]
-pub(super) struct Left<'a, T> {
+pub(super) struct Left<'a, T, const ROW: usize> {
     pub(super) data: &'a [T],
-    pub(super) row_stride: usize,
     pub(super) depth_stride: usize,
 }
 
@@ -19,10 +22,10 @@ pub(super) struct Left<'a, T> {
 /// `columns` is a multiple of [`COLUMNS`]. Compiled once for each type and instruction set, not for each call:
 /// that is most of the time this crate takes to compile.
 #[inline(always)]
-pub(super) fn multiply<T: Float, V: Simd>(
+pub(super) fn multiply<T: Float, V: Simd, const ROW: usize>(
     simd: V,
     extents: [usize; 3],
-    left: Left<T>,
+    left: Left<T, ROW>,
     b: &[T],
     b_stride: usize,
     c: &mut [T],
@@ -32,9 +35,9 @@ pub(super) fn multiply<T: Float, V: Simd>(
     simd.vectorize(Multiply { extents, left, b, b_stride, c, c_stride, accumulate });
 }
 
-struct Multiply<'a, T> {
+struct Multiply<'a, T, const ROW: usize> {
     extents: [usize; 3],
-    left: Left<'a, T>,
+    left: Left<'a, T, ROW>,
     b: &'a [T],
     b_stride: usize,
     c: &'a mut [T],
@@ -42,7 +45,7 @@ struct Multiply<'a, T> {
     accumulate: bool,
 }
 
-impl<T: Float> WithSimd for Multiply<'_, T> {
+impl<T: Float, const ROW: usize> WithSimd for Multiply<'_, T, ROW> {
     type Output = ();
 
     #[inline(always)]
@@ -53,10 +56,10 @@ impl<T: Float> WithSimd for Multiply<'_, T> {
 }
 
 #[inline(always)]
-fn multiply_inline<T: Float, S: Simd>(
+fn multiply_inline<T: Float, S: Simd, const ROW: usize>(
     simd: S,
     [rows, columns, depth]: [usize; 3],
-    left: Left<T>,
+    left: Left<T, ROW>,
     b: &[T],
     b_stride: usize,
     c: &mut [T],
@@ -67,7 +70,7 @@ fn multiply_inline<T: Float, S: Simd>(
         return;
     }
     // These are what makes the unchecked accesses of `block` sound.
-    let last = (rows - 1) * left.row_stride + (depth - 1) * left.depth_stride;
+    let last = (rows - 1) * ROW + (depth - 1) * left.depth_stride;
     assert!(last < left.data.len());
     assert!(b.len() >= (depth - 1) * b_stride + columns);
     assert!(c.len() >= (rows - 1) * c_stride + columns);
@@ -81,31 +84,34 @@ fn multiply_inline<T: Float, S: Simd>(
             while columns - column >= $vectors * lanes {
                 let b = &b[column..];
                 let mut row = 0;
-                // Tallest first: a remainder of any height takes few steps.
-                macro_rules! rows_of {
-                    ($height:literal) => {
-                        while rows - row >= $height {
-                            let a = Left { data: &left.data[row * left.row_stride..], ..left };
-                            let c = &mut c[row * c_stride + column..];
-                            // SAFETY: rows row..row+height and this strip of columns lie inside
-                            // the extents whose last elements were asserted to exist above.
-                            unsafe {
-                                block::<T, S, $height, $vectors>(
-                                    simd, depth, a, b, b_stride, c, c_stride, accumulate,
-                                )
-                            };
-                            row += $height;
-                        }
-                    };
+                macro_rules! block_of {
+                    ($height:literal) => {{
+                        let a = Left { data: &left.data[row * ROW..], ..left };
+                        let c = &mut c[row * c_stride + column..];
+                        // SAFETY: rows row..row+height and this strip of columns lie inside
+                        // the extents whose last elements were asserted to exist above.
+                        unsafe {
+                            block::<T, S, ROW, $height, $vectors>(
+                                simd, depth, a, b, b_stride, c, c_stride, accumulate,
+                            )
+                        };
+                        row += $height;
+                    }};
                 }
-                // The sums take height x vectors registers; b and a take three more.
-                if S::REGISTER_COUNT >= 32 {
-                    rows_of!(12);
+                // Tallest first: a remainder of any height takes few steps. The sums take height x vectors
+                // registers; b and a take three more. Few sums are slow, for each waits for the one before it:
+                // 16 rows are better 8 and 8.
+                while row < rows {
+                    match rows - row {
+                        8 | 16 if S::REGISTER_COUNT >= 32 => block_of!(8),
+                        12.. if S::REGISTER_COUNT >= 32 => block_of!(12),
+                        9..12 if S::REGISTER_COUNT >= 32 => block_of!(8),
+                        6.. => block_of!(6),
+                        4.. => block_of!(4),
+                        2.. => block_of!(2),
+                        _ => block_of!(1),
+                    }
                 }
-                rows_of!(6);
-                rows_of!(4);
-                rows_of!(2);
-                rows_of!(1);
                 column += $vectors * lanes;
             }
         };
@@ -120,10 +126,10 @@ fn multiply_inline<T: Float, S: Simd>(
 /// With n the number of elements in W vectors: `a` holds element (H-1, depth-1); `b` holds
 /// `(depth-1) * b_stride + n` elements; `c` holds `(H-1) * c_stride + n`.
 #[inline(always)]
-unsafe fn block<T: Float, S: Simd, const H: usize, const W: usize>(
+unsafe fn block<T: Float, S: Simd, const ROW: usize, const H: usize, const W: usize>(
     simd: S,
     depth: usize,
-    a: Left<T>,
+    a: Left<T, ROW>,
     b: &[T],
     b_stride: usize,
     c: &mut [T],
@@ -132,22 +138,16 @@ unsafe fn block<T: Float, S: Simd, const H: usize, const W: usize>(
 ) {
     let zero = T::splat(simd, T::ZERO);
     let mut sums = [[zero; W]; H];
-    // A pointer for each row: one index then serves all.
-    let rows: [*const T; H] = std::array::from_fn(
-        #[inline(always)]
-        |i| {
-            // SAFETY: i < H, and the caller vouches for row H-1.
-            unsafe { a.data.as_ptr().add(i * a.row_stride) }
-        },
-    );
     for p in 0..depth {
         // SAFETY: p < depth, and the caller vouches for depth-1; a vector is plain elements, here
         // read without any demand on alignment.
         let b: [T::Vector<S>; W] =
             unsafe { b.as_ptr().add(p * b_stride).cast::<[T::Vector<S>; W]>().read_unaligned() };
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            // SAFETY: p < depth, and the caller vouches for (H-1, depth-1).
-            let a = T::splat(simd, unsafe { *row.add(p * a.depth_stride) });
+        // SAFETY: as above for p; rows 0..H of this column are read below.
+        let column = unsafe { a.data.as_ptr().add(p * a.depth_stride) };
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: p < depth and i < H, and the caller vouches for (H-1, depth-1).
+            let a = T::splat(simd, unsafe { *column.add(i * ROW) });
             for (sum, &b) in sums.iter_mut().zip(&b) {
                 *sum = T::mul_add_vectors(simd, a, b, *sum);
             }
@@ -167,31 +167,106 @@ unsafe fn block<T: Float, S: Simd, const H: usize, const W: usize>(
     }
 }
 
+/// `to = from` transposed, of which `rows` and `columns` are multiples of [`COLUMNS`].
+#[inline(always)]
+pub(super) fn transpose<T: Float, V: Simd>(
+    simd: V,
+    [rows, columns]: [usize; 2],
+    from: &[T],
+    from_stride: usize,
+    to: &mut [T],
+    to_stride: usize,
+) {
+    simd.vectorize(Transpose { extents: [rows, columns], from, from_stride, to, to_stride });
+}
+
+/// Compiled once, as [`Multiply`].
+struct Transpose<'a, T> {
+    extents: [usize; 2],
+    from: &'a [T],
+    from_stride: usize,
+    to: &'a mut [T],
+    to_stride: usize,
+}
+
+impl<T: Float> WithSimd for Transpose<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<V: Simd>(self, _: V) {
+        let Transpose { extents: [rows, columns], from, from_stride, to, to_stride } = self;
+        assert!(rows.is_multiple_of(COLUMNS) && columns.is_multiple_of(COLUMNS));
+        for row in (0..rows).step_by(COLUMNS) {
+            for column in (0..columns).step_by(COLUMNS) {
+                let from = &from[row * from_stride + column..];
+                let to = &mut to[column * to_stride + row..];
+                #[cfg(target_arch = "x86_64")]
+                if TypeId::of::<V>() == TypeId::of::<pulp::x86::V4>() && size_of::<T>() == 4 {
+                    // SAFETY: the vectors of V4 are those of AVX-512.
+                    unsafe { transpose_words(from, from_stride, to, to_stride) };
+                    continue;
+                }
+                for i in 0..COLUMNS {
+                    for j in 0..COLUMNS {
+                        to[j * to_stride + i] = from[i * from_stride + j];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The transpose of 16 rows of 16 elements of four bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose_words<T: Float>(from: &[T], from_stride: usize, to: &mut [T], to_stride: usize) {
+    use std::arch::x86_64::*;
+    assert!(size_of::<T>() == 4);
+    let mut rows = [_mm512_setzero_si512(); 16];
+    for (i, row) in rows.iter_mut().enumerate() {
+        let from = &from[i * from_stride..][..16];
+        // SAFETY: 64 bytes.
+        *row = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
+    }
+    for (i, column) in super::amx::transpose(rows).into_iter().enumerate() {
+        let to = &mut to[i * to_stride..][..16];
+        // SAFETY: 64 bytes; any bits that were elements are.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), column) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpu::Cpu;
-    use crate::testing::{assert_close, random};
+    use crate::testing::{assert_close, cpus, random};
     use proptest::prelude::*;
 
-    fn check<T: Float>(extents: [usize; 3], transposed: bool, tolerance: f64) {
+    fn check<T: Float, const ROW: usize>(extents: [usize; 3], tolerance: f64) {
         let [rows, columns, depth] = extents;
         let (b_stride, c_stride) = (columns + 3, columns + 1);
-        let a: Vec<T> = random(1, rows * depth);
+        // Columns of rows side by side, or rows of elements side by side.
+        let depth_stride = if ROW == 1 { rows + 2 } else { 1 };
+        let a: Vec<T> = random(1, (rows - 1) * ROW + (depth - 1) * depth_stride + 1);
         let b: Vec<T> = random(2, depth * b_stride);
         let mut c: Vec<T> = random(3, rows * c_stride);
-        let (row_stride, depth_stride) = if transposed { (1, rows) } else { (depth, 1) };
-        let left = Left { data: &a, row_stride, depth_stride };
+        let left = Left::<T, ROW> { data: &a, depth_stride };
         let mut expected: Vec<f64> = c.iter().map(|x| x.to_f64()).collect();
         for accumulate in [false, true] {
             for i in 0..rows {
                 for j in 0..columns {
                     let sum: f64 = (0..depth)
-                        .map(|p| a[i * row_stride + p * depth_stride].to_f64() * b[p * b_stride + j].to_f64())
+                        .map(|p| a[i * ROW + p * depth_stride].to_f64() * b[p * b_stride + j].to_f64())
                         .sum();
                     let c = &mut expected[i * c_stride + j];
                     *c = if accumulate { *c + sum } else { sum };
                 }
+            }
+            for cpu in cpus() {
+                let mut c = c.clone();
+                cpu.vectorised(Multiply { extents, left, b: &b, b_stride, c: &mut c, c_stride, accumulate });
+                assert_close(&c, &expected, tolerance);
             }
             Cpu::single().vectorised(Multiply {
                 extents,
@@ -202,55 +277,41 @@ mod tests {
                 c_stride,
                 accumulate,
             });
-            assert_close(&c, &expected, tolerance);
         }
     }
 
-    struct TallBlock<'a> {
-        depth: usize,
-        a: Left<'a, f32>,
-        b: &'a [f32],
-        c: &'a mut [f32],
-    }
-
-    impl pulp::WithSimd for TallBlock<'_> {
-        type Output = ();
-        fn with_simd<S: Simd>(self, simd: S) {
-            let lanes = size_of::<S::f32s>() / size_of::<f32>();
-            assert!(self.a.data.len() == 12 * self.depth && self.c.len() == 12 * 2 * COLUMNS);
-            assert!(self.b.len() == self.depth * 2 * COLUMNS);
-            for column in (0..2 * COLUMNS).step_by(2 * lanes) {
-                let (b, c) = (&self.b[column..], &mut self.c[column..]);
-                let stride = 2 * COLUMNS;
-                // SAFETY: the lengths asserted above hold 12 rows and two vectors from each column.
-                unsafe { block::<_, S, 12, 2>(simd, self.depth, self.a, b, stride, c, stride, false) };
+    fn check_transpose<T: Float>(rows: usize, columns: usize) {
+        let (from_stride, to_stride) = (columns + 3, rows + 1);
+        let from: Vec<T> = random(1, rows * from_stride);
+        for cpu in cpus() {
+            let mut to: Vec<T> = random(2, columns * to_stride);
+            let mut expected = to.clone();
+            for i in 0..rows {
+                for j in 0..columns {
+                    expected[j * to_stride + i] = from[i * from_stride + j];
+                }
             }
+            let extents = [rows, columns];
+            cpu.vectorised(Transpose { extents, from: &from, from_stride, to: &mut to, to_stride });
+            assert!(to == expected);
         }
-    }
-
-    /// The register tile for 32 vector registers, which machines without AVX-512 never choose.
-    #[test]
-    fn tall_block_agrees_with_the_definition() {
-        let depth = 9;
-        let (a, b): (Vec<f32>, Vec<f32>) = (random(1, 12 * depth), random(2, depth * 2 * COLUMNS));
-        let mut c = vec![f32::NAN; 12 * 2 * COLUMNS];
-        let left = Left { data: &a, row_stride: depth, depth_stride: 1 };
-        Cpu::single().vectorised(TallBlock { depth, a: left, b: &b, c: &mut c });
-        let mut expected = vec![0.0; c.len()];
-        for (at, sum) in expected.iter_mut().enumerate() {
-            let (i, j) = (at / (2 * COLUMNS), at % (2 * COLUMNS));
-            *sum = (0..depth).map(|p| f64::from(a[i * depth + p] * b[p * 2 * COLUMNS + j])).sum();
-        }
-        assert_close(&c, &expected, 1e-5);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(50))]
         #[test]
-        fn agrees_with_the_definition(rows in 1usize..30, strips in 1usize..4, depth in 1usize..20, transposed: bool) {
+        fn products_agree_with_the_definition(rows in 1usize..50, strips in 1usize..4, depth in 1usize..20) {
             let extents = [rows, strips * COLUMNS, depth];
-            check::<f32>(extents, transposed, 1e-5);
-            check::<f64>(extents, transposed, 1e-13);
+            check::<f32, 1>(extents, 1e-5);
+            check::<f64, 1>(extents, 1e-13);
+            check::<f32, 64>(extents, 1e-5);
+            check::<f64, 64>(extents, 1e-13);
+        }
+
+        #[test]
+        fn transposes_agree_with_the_definition(rows in 1usize..4, columns in 1usize..4) {
+            check_transpose::<f32>(rows * COLUMNS, columns * COLUMNS);
+            check_transpose::<f64>(rows * COLUMNS, columns * COLUMNS);
         }
     }
 }
