@@ -16,13 +16,8 @@ pub(super) struct Shape {
 const LARGEST: usize = 12 * 32;
 /// Bytes of the longest vector.
 const LONGEST: usize = 64;
-/// Bytes of a line of the caches.
-const LINE: usize = 64;
 /// Steps by which the panel of b, which comes from the second cache, is asked for ahead of its use.
 const AHEAD: usize = 10;
-/// The part of the depth, one over this, that is computed while lines of c come.
-const LAST: usize = 8;
-
 impl Shape {
     /// The tile whose sums, with one row of b and an element of a, fill the registers of the instruction set.
     pub(super) const fn of<T: Float>(set: InstructionSet) -> Shape {
@@ -48,10 +43,34 @@ pub(super) struct Multiply<'a, T: Float> {
     /// Row-major; `rows` rows of `columns` elements are written.
     pub(super) c: *mut T,
     pub(super) c_stride: usize,
-    /// What is packed next.
-    pub(super) ahead: Ahead,
+    /// What comes nearer meanwhile; if nothing, each next panel of a does.
+    pub(super) ahead: Option<Ahead>,
     /// What is added: as many rows and columns as c, and the elements from one of its rows to the next.
     pub(super) base: Option<(*const T, usize)>,
+}
+
+/// Rows in memory of which each tile brings one nearer, a few bytes a step: lines of a and b need not wait for it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ahead {
+    start: *const u8,
+    /// Bytes from one row to the next.
+    stride: usize,
+    rows: usize,
+    /// Bytes a step.
+    pace: usize,
+}
+
+impl Ahead {
+    /// `rows` rows of one element a step, `stride` elements apart.
+    pub(super) fn new<S>(start: *const S, stride: usize, rows: usize) -> Ahead {
+        Ahead { start: start.cast(), stride: stride * size_of::<S>(), rows, pace: size_of::<S>() }
+    }
+
+    /// The row for one tile: the last for all that find none left.
+    #[inline(always)]
+    fn row(&self, tile: usize) -> *const u8 {
+        self.start.wrapping_add(tile.min(self.rows - 1) * self.stride)
+    }
 }
 
 impl<T: Float> WithSimd for Multiply<'_, T> {
@@ -73,16 +92,21 @@ impl<T: Float> Multiply<'_, T> {
     /// Tiles of H rows and W vectors. A panel of a stays in the first cache while all of b passes.
     #[inline(always)]
     fn run<S: Simd, const H: usize, const W: usize>(self, simd: S) {
-        let Multiply { shape, rows, columns, depth, a, b, c, c_stride, base, mut ahead } = self;
+        let Multiply { shape, rows, columns, depth, a, b, c, c_stride, base, ahead } = self;
         let width = W * (size_of::<T::Vector<S>>() / size_of::<T>());
         assert_eq!([shape.rows, shape.columns], [H, width]);
         let (a_panels, b_panels) = (a.chunks_exact(H * depth), b.chunks_exact(width * depth));
         assert!(a_panels.len() >= rows.div_ceil(H) && b_panels.len() >= columns.div_ceil(width));
-        let gaps = rows.div_ceil(H) * columns.div_ceil(width) * H;
-        let lines = ahead.num_lines().div_ceil(gaps.max(1));
+        let tiles = columns.div_ceil(width);
+        let pace = ahead.map_or((H * size_of::<T>()).div_ceil(tiles.max(1)), |ahead| ahead.pace);
         let mut edge = [const { MaybeUninit::<T>::uninit() }; LARGEST];
         for (row, a) in (0..rows).step_by(H).zip(a_panels) {
-            for (column, b) in (0..columns).step_by(width).zip(b_panels.clone()) {
+            for (i, b) in b_panels.clone().take(tiles).enumerate() {
+                let column = i * width;
+                let next = match ahead {
+                    Some(ahead) => ahead.row(row / H * tiles + i),
+                    None => a.as_ptr_range().end.cast::<u8>().wrapping_add(i * pace * depth),
+                };
                 let (height, valid) = (H.min(rows - row), width.min(columns - column));
                 let whole = height == H && valid == width;
                 // SAFETY: the panels hold H and `width` elements for each of `depth` steps. A whole tile lies
@@ -103,8 +127,8 @@ impl<T: Float> Multiply<'_, T> {
                         stride,
                         from,
                         from_stride,
-                        &mut ahead,
-                        lines,
+                        next,
+                        pace,
                     );
                     if !whole {
                         for (i, edge) in edge.chunks_exact(width).take(height).enumerate() {
@@ -138,27 +162,29 @@ unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
     c_stride: usize,
     base: *const T,
     base_stride: usize,
-    ahead: &mut Ahead,
-    lines: usize,
+    mut next: *const u8,
+    pace: usize,
 ) {
     let zero = T::splat(simd, T::ZERO);
     let mut sums = [[zero; W]; H];
     let mut b = b.cast::<[T::Vector<S>; W]>();
-    // What comes from far is asked for line by line, so that lines of a and b need not wait for it; lines of c
-    // just in time, so that they are not driven out again.
-    let gap = (depth - depth / LAST) / H;
-    for _ in 0..H {
-        (0..lines).for_each(|_| ahead.ask());
-        // SAFETY: H gaps are part of the depth.
-        unsafe { (a, b) = steps::<T, S, H, W>(simd, gap, a, b, &mut sums) };
+    for _ in 0..depth {
+        let ahead = b.wrapping_add(AHEAD).cast::<T::Vector<S>>();
+        (0..W).for_each(|i| prefetch(ahead.wrapping_add(i)));
+        prefetch(next);
+        next = next.wrapping_add(pace);
+        // SAFETY: both advance by one of `depth` steps; vectors are plain elements, here read unaligned.
+        unsafe {
+            let row = b.read_unaligned();
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let a = T::splat(simd, *a.add(i));
+                for (sum, &b) in sums.iter_mut().zip(&row) {
+                    *sum = T::mul_add_vectors(simd, a, b, *sum);
+                }
+            }
+            (a, b) = (a.add(H), b.add(1));
+        }
     }
-    for i in 0..H {
-        let c = c.wrapping_add(i * c_stride);
-        prefetch::<0, _>(c);
-        prefetch::<0, _>(c.cast::<T::Vector<S>>().wrapping_add(W - 1));
-    }
-    // SAFETY: this is the rest of the depth.
-    unsafe { steps::<T, S, H, W>(simd, depth - gap * H, a, b, &mut sums) };
     for (i, sums) in sums.iter_mut().enumerate() {
         // SAFETY: i < H, and the caller vouches for H rows of c and of the base.
         unsafe {
@@ -173,90 +199,14 @@ unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
     }
 }
 
-/// Adds `count` steps of the depth to the sums; returns where the next step is.
-///
-/// # Safety
-/// a and b hold so many steps.
+/// Asks for a line of memory ahead of its use.
 #[inline(always)]
-unsafe fn steps<T: Float, S: Simd, const H: usize, const W: usize>(
-    simd: S,
-    count: usize,
-    mut a: *const T,
-    mut b: *const [T::Vector<S>; W],
-    sums: &mut [[T::Vector<S>; W]; H],
-) -> (*const T, *const [T::Vector<S>; W]) {
-    for _ in 0..count {
-        let ahead = b.wrapping_add(AHEAD).cast::<T::Vector<S>>();
-        (0..W).for_each(|i| prefetch::<0, _>(ahead.wrapping_add(i)));
-        // SAFETY: both advance by one of `count` steps; vectors are plain elements, here read unaligned.
-        unsafe {
-            let row = b.read_unaligned();
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let a = T::splat(simd, *a.add(i));
-                for (sum, &b) in sums.iter_mut().zip(&row) {
-                    *sum = T::mul_add_vectors(simd, a, b, *sum);
-                }
-            }
-            (a, b) = (a.add(H), b.add(1));
-        }
-    }
-    (a, b)
-}
-
-/// Part of a matrix in memory, to be brought to the second cache while other work is done.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Ahead {
-    row: *const u8,
-    /// Bytes from one row to the next.
-    stride: usize,
-    /// Bytes of a row.
-    width: usize,
-    /// Rows that are left.
-    rows: usize,
-    /// Bytes of the first of them that have been asked for.
-    asked: usize,
-}
-
-impl Ahead {
-    /// Nothing.
-    pub(super) const NONE: Ahead = Ahead { row: std::ptr::null(), stride: 0, width: 0, rows: 0, asked: 0 };
-
-    /// `rows` rows of `width` elements, `stride` elements apart.
-    pub(super) fn new<S>(start: *const S, stride: usize, width: usize, rows: usize) -> Ahead {
-        let [stride, width] = [stride, width].map(|len| len * size_of::<S>());
-        Ahead { row: start.cast(), stride, width, rows, asked: 0 }
-    }
-
-    fn num_lines(&self) -> usize {
-        self.rows * self.width.div_ceil(LINE)
-    }
-
-    /// Asks for the next line.
-    #[inline(always)]
-    fn ask(&mut self) {
-        if self.rows == 0 {
-            return;
-        }
-        prefetch::<1, _>(self.row.wrapping_add(self.asked));
-        self.asked += LINE;
-        if self.asked >= self.width {
-            (self.row, self.asked) = (self.row.wrapping_add(self.stride), 0);
-            self.rows -= 1;
-        }
-    }
-}
-
-/// Asks for a line of memory ahead of its use, to be brought to a cache: 0 for the first, 1 for the second.
-#[inline(always)]
-fn prefetch<const CACHE: usize, T>(at: *const T) {
+fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch reads nothing, whatever the address.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        match CACHE {
-            0 => _mm_prefetch::<_MM_HINT_T0>(at.cast()),
-            _ => _mm_prefetch::<_MM_HINT_T1>(at.cast()),
-        }
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;

@@ -13,10 +13,12 @@ use std::ops::Range;
 const DEEP: usize = 2048;
 /// Bytes of a shorter one, for more columns.
 const SHALLOW: usize = 1536;
-/// Bytes of the block of b that stays in the second cache while all rows of a pass.
-const KEPT: usize = 768 * SHALLOW;
-/// Rows of a that are packed at once and pass it.
-const ROWS: usize = 48;
+/// Bytes of the block of b that stays in the second cache while rows of a pass.
+const BLOCK_OF_B: usize = 576 * SHALLOW;
+/// Bytes of the block of a that passes several blocks of b, beyond that cache.
+const BLOCK_OF_A: usize = 1056 * SHALLOW;
+/// Rows of a that are packed at once where they lie in memory one by one.
+const GROUP: usize = 96;
 /// Rows of wide sums kept until they are rounded into a narrow c.
 const SUM_ROWS: usize = 576;
 /// Columns of them.
@@ -26,22 +28,24 @@ const WORTH_A_THREAD: usize = 1 << 20;
 /// Multiples of every tile's rows and columns.
 const UNIT: [usize; 2] = [12, 32];
 
-/// Depth and columns of a block of b that stays in the second cache.
-fn block_of_b<T>(k: usize, columns: usize) -> [usize; 2] {
-    let columns = columns.next_multiple_of(UNIT[1]);
-    let deep = columns * DEEP.min(k * size_of::<T>()) <= KEPT;
-    let depth = k.min(if deep { DEEP } else { SHALLOW } / size_of::<T>());
-    let most = KEPT / (depth * size_of::<T>()) / UNIT[1] * UNIT[1];
-    [depth, columns.min(most)]
+/// Depth of the blocks of a product with so many columns.
+fn depth<T>(k: usize, columns: usize) -> usize {
+    let deep = columns.next_multiple_of(UNIT[1]) * DEEP <= BLOCK_OF_B;
+    k.min(if deep { DEEP } else { SHALLOW } / size_of::<T>())
+}
+
+/// Lanes of this depth that fit a block of so many bytes.
+fn lanes<T>(bytes: usize, depth: usize, unit: usize) -> usize {
+    bytes / (depth * size_of::<T>()) / unit * unit
 }
 
 /// Elements of one part's packed a, packed b and wide sums.
 fn lengths<S: Storage>([m, n, k]: [usize; 3]) -> [usize; 3] {
     let [m, n] = [m.next_multiple_of(UNIT[0]), n.next_multiple_of(UNIT[1])];
-    let b = (KEPT / size_of::<S::Wide>()).min(n * k);
-    let a = m.min(ROWS) * k.min(DEEP / size_of::<S::Wide>());
+    let depth = k.min(DEEP / size_of::<S::Wide>());
+    let [a, b] = [BLOCK_OF_A, BLOCK_OF_B].map(|bytes| bytes / size_of::<S::Wide>());
     let sums = m.min(sum_rows::<S>()) * n.min(SUM_COLUMNS);
-    [a, b, sums].map(|len| len.next_multiple_of(16))
+    [a.min(m * depth), b.min(n * depth), sums].map(|len| len.next_multiple_of(16))
 }
 
 /// Bytes of scratch for one part of a product.
@@ -51,7 +55,7 @@ pub(super) fn scratch_bytes<S: Storage>(extents: [usize; 3]) -> usize {
 
 /// Rows of wide sums kept until they are rounded. From wide factors a narrow c is rare: fewer are kept for it.
 fn sum_rows<S: Storage>() -> usize {
-    if same_type::<S, S::Wide>() { ROWS } else { SUM_ROWS }
+    if same_type::<S, S::Wide>() { SUM_ROWS / 6 } else { SUM_ROWS }
 }
 
 /// The product on all threads of `cpu`; `scratch` holds [`scratch_bytes`] for each, aligned.
@@ -83,13 +87,6 @@ pub(super) fn multiply<S: Storage, C: Storage<Wide = S::Wide>>(
             Part { cpu, shape, a, b, c, k, bias, packed_a, packed_b, sums }.multiply(rows, columns);
         }
     });
-}
-
-/// Rows and columns of a factor, to be brought nearer.
-fn ahead<S>(factor: View<S>, rows: &Range<usize>, columns: &Range<usize>) -> Ahead {
-    let (rows, columns) = if factor.transposed { (columns, rows) } else { (rows, columns) };
-    let start = factor.data[rows.start * factor.stride + columns.start..].as_ptr();
-    Ahead::new(start, factor.stride, columns.len(), rows.len())
 }
 
 /// What one thread computes with, and into.
@@ -128,25 +125,43 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
 
     /// Sums over all of k for a block of c, into `out`, whose start is the block's.
     ///
-    /// A block of b stays in the second cache while groups of rows of a pass, each brought nearer while the one
-    /// before it is used.
+    /// A block of b stays in the second cache while rows of a pass. If there are several, a block of a is packed as
+    /// it passes the first, and passes the others as it then is.
     fn multiply_into(&mut self, rows: Range<usize>, columns: Range<usize>, out: Output<S::Wide>) {
         let origin = [rows.start, columns.start];
-        let [deepest, widest] = block_of_b::<S::Wide>(self.k, columns.len());
-        for columns in blocks(columns, widest, UNIT[1]) {
+        let deepest = depth::<S::Wide>(self.k, columns.len());
+        let widest = lanes::<S::Wide>(BLOCK_OF_B, deepest, UNIT[1]);
+        let most = lanes::<S::Wide>(BLOCK_OF_A, deepest, UNIT[0]);
+        let several = columns.len() > widest;
+        for rows in blocks(rows.clone(), if several { most } else { rows.len() }, UNIT[0]) {
             for depths in blocks(0..self.k, deepest, 1) {
-                self.pack_b(&columns, &depths);
-                let mut groups = blocks(rows.clone(), ROWS, UNIT[0]).peekable();
-                while let Some(rows) = groups.next() {
-                    self.pack_a(&rows, &depths);
-                    let ahead = groups.peek().map_or(Ahead::NONE, |rows| ahead(self.a, rows, &depths));
-                    self.block(&rows, &columns, &depths, origin, out, ahead);
+                for block in blocks(columns.clone(), widest, UNIT[1]) {
+                    self.pack_b(&block, &depths);
+                    if block.start > columns.start {
+                        self.block(&rows, &block, &depths, 0, origin, out, None);
+                        continue;
+                    }
+                    let group = if self.a.transposed { most } else { GROUP };
+                    let mut groups = blocks(rows.clone(), group, UNIT[0]).peekable();
+                    while let Some(group) = groups.next() {
+                        let at = if several { (group.start - rows.start) * depths.len() } else { 0 };
+                        self.pack_a(&group, &depths, at);
+                        let ahead = groups.peek().and_then(|next| self.ahead(next, &depths));
+                        self.block(&group, &block, &depths, at, origin, out, ahead);
+                    }
                 }
             }
         }
     }
 
-    fn pack_a(&mut self, rows: &Range<usize>, depths: &Range<usize>) {
+    /// Rows of a that are packed next, unless they lie across memory.
+    fn ahead(&self, rows: &Range<usize>, depths: &Range<usize>) -> Option<Ahead> {
+        let start = &self.a.data[rows.start * self.a.row_stride() + depths.start * self.a.column_stride()..];
+        (!self.a.transposed).then(|| Ahead::new(start.as_ptr(), self.a.stride, rows.len()))
+    }
+
+    /// Packs rows of a to place `at`.
+    fn pack_a(&mut self, rows: &Range<usize>, depths: &Range<usize>, at: usize) {
         let (lane_stride, depth_stride) = (self.a.row_stride(), self.a.column_stride());
         self.cpu.vectorised(Pack {
             data: &self.a.data[rows.start * lane_stride + depths.start * depth_stride..],
@@ -155,7 +170,7 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
             lanes: rows.len(),
             depth: depths.len(),
             width: self.shape.rows,
-            out: self.packed_a,
+            out: &mut self.packed_a[at..],
         });
     }
 
@@ -172,15 +187,16 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
         });
     }
 
-    /// Adds the packed depths to a block of `out`, whose first element is at `origin`.
+    /// Adds the packed depths to a block of `out`, whose first element is at `origin`; packed rows begin at `at`.
     fn block(
         &mut self,
         rows: &Range<usize>,
         columns: &Range<usize>,
         depths: &Range<usize>,
+        at: usize,
         origin: [usize; 2],
         out: Output<S::Wide>,
-        ahead: Ahead,
+        ahead: Option<Ahead>,
     ) {
         let c = out.start.wrapping_add((rows.start - origin[0]) * out.stride + columns.start - origin[1]);
         let base = match self.bias {
@@ -193,7 +209,7 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
             rows: rows.len(),
             columns: columns.len(),
             depth: depths.len(),
-            a: self.packed_a,
+            a: &self.packed_a[at..],
             b: self.packed_b,
             c,
             c_stride: out.stride,
