@@ -20,8 +20,10 @@ use crate::arguments::{
 use crate::failure::{PEER_FAILED, Verdict};
 use crate::{output, signals};
 
-/// After one process has failed, the others have so long to say what they saw, and after SIGTERM to end.
-const GRACE: Duration = Duration::from_secs(3);
+/// After one process has failed, the others have so long to notice and to say what they saw, and after SIGTERM to end.
+const GRACE: Duration = Duration::from_secs(6);
+/// The same after a process that missed another: by then all others have noticed as well.
+const ECHO_GRACE: Duration = Duration::from_secs(3);
 /// Between two looks at the processes.
 const LOOK: Duration = Duration::from_millis(20);
 /// Exit code of a command line or environment that is wrong: starting it anew would change nothing, unless steps were
@@ -386,7 +388,11 @@ fn watch(
             }
         }
         let all_ended = processes.iter().all(|p| p.status.is_some());
-        let waited_enough = |since: Instant| all_ended || since.elapsed() > GRACE;
+        let grace = match failed {
+            Some((_, status, _)) if stopped.is_none() && gravity(status) == 0 => ECHO_GRACE,
+            _ => GRACE,
+        };
+        let waited_enough = |since: Instant| all_ended || since.elapsed() > grace;
         match (stopped, failed) {
             (Some((signal, since)), _) if waited_enough(since) => return Ok(End::Stopped { signal }),
             (None, Some((rank, status, since))) if waited_enough(since) => {

@@ -21,7 +21,7 @@ impl Server {
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let process = Command::new("etcd")
             .current_dir(place.path())
-            .args(["--data-dir", "etcd", "--log-level", "error"])
+            .args(["--data-dir", &format!("etcd-{clients}"), "--log-level", "error"])
             .args(["--listen-client-urls", &url(clients), "--advertise-client-urls", &url(clients)])
             .args(["--listen-peer-urls", &url(peers), "--initial-advertise-peer-urls", &url(peers)])
             .args(["--initial-cluster", &format!("default={}", url(peers))])
