@@ -8,6 +8,7 @@ mod bench_comm;
 mod explain;
 mod failure;
 mod generate;
+mod gradients;
 mod launch;
 mod output;
 mod parity;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Gradients(arguments) => gradients::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Parity(arguments) => parity::run(&arguments),
         Command::Launch(arguments) => launch::run(&arguments),

@@ -467,13 +467,14 @@ impl Graph {
         self.float(Op::Rename { from, to }, name, &[x], &dims)
     }
 
-    /// Attention output (and the log-sum-exp it keeps for the backward).
+    /// Attention output (and the log-sum-exp it keeps for the backward). `key_index`: see [`Op::Attention`].
     pub fn attention(
         &mut self,
         name: &str,
         q: ValueId,
         k: ValueId,
         v: ValueId,
+        key_index: Option<ValueId>,
         causal: bool,
         scale: f64,
         dropout: f64,
@@ -482,8 +483,9 @@ impl Graph {
         let key = self.path(name);
         let op = Op::Attention { causal, scale, dropout, key: key.clone() };
         let statistics = &dims[..dims.len() - 1];
+        let inputs: Vec<ValueId> = [q, k, v].into_iter().chain(key_index).collect();
         let node =
-            self.push(op, key, &[q, k, v], &[(&dims, ValueType::Float), (statistics, ValueType::Float)]);
+            self.push(op, key, &inputs, &[(&dims, ValueType::Float), (statistics, ValueType::Float)]);
         self.node(node).outputs[0]
     }
 

@@ -1,6 +1,19 @@
 //! The operations a step is made of. What an operation means on a part of its operands is in `signature`; how fast it
 //! runs is for the kernels.
 
+use std::sync::Arc;
+
+/// A function of one element, beside GELU in its tanh form and SiLU within SwiGLU, which have operations of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pointwise {
+    /// `x Phi(x)`: GELU by the error function (Hendrycks and Gimpel, 2016).
+    GeluErf,
+    /// `max(x, 0)`.
+    Relu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
 /// Which normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NormKind {
@@ -96,13 +109,18 @@ pub enum Op {
     },
     /// `(x, positions) -> y`: rotary position embedding over the last dim (Su et al., 2021), half-split form.
     Rotary {
-        /// Base of the frequencies.
-        theta: f64,
+        /// Angle per position of each pair.
+        frequencies: Arc<[f64]>,
+        /// Factor on cosine and sine.
+        factor: f64,
         /// Rotate back: the backward.
         inverse: bool,
     },
-    /// `(q, k, v) -> (o, log_sum_exp)`: attention with q `[batch, query, kv_heads, group, head_dim]` and k, v
-    /// `[batch, key, kv_heads, head_dim]`, never holding the score matrix (Dao et al., 2022).
+    /// `(q, k, v, [key_index]) -> (o, log_sum_exp)`: attention with q `[batch, query, kv_heads, group, head_dim]` and
+    /// k, v `[batch, key, kv_heads, head_dim]`, never holding the score matrix (Dao et al., 2022).
+    ///
+    /// `key_index` `[batch, key]` has the position of each key, or -1 for one that no query sees: padding. A query that
+    /// sees no key gets 0.
     Attention {
         /// A query sees keys at its own position and before.
         causal: bool,
@@ -113,7 +131,7 @@ pub enum Op {
         /// Name that keys the random numbers.
         key: String,
     },
-    /// `(q, k, v, o, log_sum_exp, d_o) -> (dq, dk, dv)`.
+    /// `(q, k, v, o, log_sum_exp, d_o, [key_index]) -> (dq, dk, dv)`.
     AttentionBackward {
         /// As in the forward.
         causal: bool,
@@ -128,6 +146,12 @@ pub enum Op {
     Gelu,
     /// `(x, dy) -> dx`.
     GeluBackward,
+    /// `(x) -> y`: another function of each element.
+    Pointwise(Pointwise),
+    /// `(x, dy) -> dx`.
+    PointwiseBackward(Pointwise),
+    /// `(a, b) -> c`: product of each element of `a` with that of `b`.
+    Multiply,
     /// `(gate, up) -> y`: SiLU(gate) * up (Shazeer, 2020).
     SwiGlu,
     /// `(gate, up, dy) -> (d_gate, d_up)`.
@@ -220,6 +244,9 @@ impl Op {
             Op::AttentionBackward { .. } => "attention_backward",
             Op::Gelu => "gelu",
             Op::GeluBackward => "gelu_backward",
+            Op::Pointwise(_) => "pointwise",
+            Op::PointwiseBackward(_) => "pointwise_backward",
+            Op::Multiply => "multiply",
             Op::SwiGlu => "swiglu",
             Op::SwiGluBackward => "swiglu_backward",
             Op::Dropout { .. } => "dropout",

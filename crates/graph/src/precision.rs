@@ -81,6 +81,9 @@ fn is_narrow(op: &Op, i: usize, first: Option<ValueType>) -> bool {
         | Op::AttentionBackward { .. }
         | Op::Gelu
         | Op::GeluBackward
+        | Op::Pointwise(_)
+        | Op::PointwiseBackward(_)
+        | Op::Multiply
         | Op::SwiGlu
         | Op::SwiGluBackward
         | Op::Dropout { .. }

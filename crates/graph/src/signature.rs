@@ -94,9 +94,12 @@ impl Signature {
             | Op::Rotary { .. }
             | Op::Dropout { .. }
             | Op::Rename { .. } => vec![vec![0]],
-            Op::Contract => vec![vec![0], vec![1]],
+            Op::Contract | Op::Multiply => vec![vec![0], vec![1]],
             Op::Add | Op::Stack => vec![(0..operands.len()).collect()],
-            Op::EmbeddingBackward | Op::NormBackwardWeight { .. } | Op::GeluBackward => vec![vec![1]],
+            Op::EmbeddingBackward
+            | Op::NormBackwardWeight { .. }
+            | Op::GeluBackward
+            | Op::PointwiseBackward(_) => vec![vec![1]],
             Op::NormBackwardInput { .. } | Op::SwiGluBackward | Op::TokenLossBackward => vec![vec![2]],
             _ => vec![],
         };

@@ -139,9 +139,9 @@ fn derivative(
                 result[2] = Some(single(graph, Op::Sum, "d_bias", &[dy], &gain));
             }
         }
-        Op::Rotary { theta, inverse } => {
+        Op::Rotary { frequencies, factor, inverse } => {
             let like = dims(graph, 0);
-            let op = Op::Rotary { theta: *theta, inverse: !inverse };
+            let op = Op::Rotary { frequencies: frequencies.clone(), factor: *factor, inverse: !inverse };
             result[0] = Some(single(graph, op, "d_input", &[dy, x[1]], &like));
         }
         Op::Attention { causal, scale, dropout, key } => {
@@ -149,13 +149,28 @@ fn derivative(
                 Op::AttentionBackward { causal: *causal, scale: *scale, dropout: *dropout, key: key.clone() };
             let like: Vec<Vec<Dim>> = (0..3).map(|i| dims(graph, i)).collect();
             let results: Vec<(&[Dim], ValueType)> = like.iter().map(|d| (&d[..], ValueType::Float)).collect();
-            let inputs = [x[0], x[1], x[2], node.outputs[0], node.outputs[1], dy];
+            let mut inputs = vec![x[0], x[1], x[2], node.outputs[0], node.outputs[1], dy];
+            inputs.extend(&x[3..]);
             let id = graph.push(op, name("d_qkv"), &inputs, &results);
-            result = graph.node(id).outputs.iter().map(|v| Some(*v)).collect();
+            for (d_input, v) in result.iter_mut().zip(&graph.node(id).outputs) {
+                *d_input = Some(*v);
+            }
         }
         Op::Gelu => {
             let like = dims(graph, 0);
             result[0] = Some(single(graph, Op::GeluBackward, "d_input", &[x[0], dy], &like));
+        }
+        Op::Pointwise(kind) => {
+            let (like, op) = (dims(graph, 0), Op::PointwiseBackward(*kind));
+            result[0] = Some(single(graph, op, "d_input", &[x[0], dy], &like));
+        }
+        Op::Multiply => {
+            let like = dims(graph, 0);
+            for (i, suffix) in [(0, "d_left"), (1, "d_right")] {
+                if wants[i] {
+                    result[i] = Some(single(graph, Op::Multiply, suffix, &[dy, x[1 - i]], &like));
+                }
+            }
         }
         Op::SwiGlu => {
             let like = dims(graph, 0);

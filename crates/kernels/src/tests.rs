@@ -62,6 +62,14 @@ kernel_test!(gelu_everywhere(len in 0..300usize), shows_nan: true,
     gelu(cpu, x, out);
     gelu_backward(cpu, x, dy, dx);
 });
+kernel_test!(pointwise_everywhere(len in 0..300usize, kind in 0..3usize), shows_nan: true,
+(x[len], dy[len]; ) -> (out[len], dx[len]; ), |cpu| {
+    let kind = [PointwiseKind::GeluErf, PointwiseKind::Relu, PointwiseKind::Tanh][kind];
+    pointwise(cpu, kind, x, out);
+    pointwise_backward(cpu, kind, x, dy, dx);
+});
+kernel_test!(multiply_everywhere(len in 0..300usize), shows_nan: true,
+    (a[len], b[len]; ) -> (out[len]; ), |cpu| multiply(cpu, a, b, out));
 kernel_test!(swiglu_everywhere(len in 0..300usize), shows_nan: true,
 (gate[len], up[len], d_out[len]; ) -> (out[len], d_gate[len], d_up[len]; ), |cpu| {
     swiglu(cpu, gate, up, out);
@@ -75,7 +83,8 @@ kernel_test!(dropout_everywhere(rows in 0..9usize, width in 1..600usize, step in
 kernel_test!(rotary_everywhere(rows in 0..9usize, heads in 1..4usize, half in 1..40usize, inverse in 0..2usize),
 shows_nan: true, (x[rows * heads * half * 2]; ) -> (out[rows * heads * half * 2]; ), |cpu| {
     let positions: Vec<i32> = (0..rows as i32).map(|row| row * 37).collect();
-    rotary(cpu, x, &positions, heads, 2 * half, 1e4, inverse == 1, out);
+    let frequencies: Vec<f64> = (0..half).map(|i| 1e4f64.powf(-(i as f64) / half as f64)).collect();
+    rotary(cpu, x, &positions, heads, &frequencies, 1.1, inverse == 1, out);
 });
 kernel_test!(embedding_everywhere(n in 0..40usize, width in 0..30usize, vocab in 1..12usize), shows_nan: false,
 (table[vocab.div_ceil(2) * width], d_out[n * width]; )

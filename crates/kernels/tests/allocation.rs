@@ -90,7 +90,10 @@ fn kernels_allocate_nothing() {
     }
     embedding_forward(&cpu, &ids, &index, &a, width, x);
     embedding_backward(&cpu, &ids, &index, &a, width, x);
-    rotary(&cpu, &a, &ids, 1, width, 1e4, false, x);
+    rotary(&cpu, &a, &ids, 1, &[1.0, 0.5, 0.25, 0.125, 0.0625], 1.0, false, x);
+    pointwise(&cpu, PointwiseKind::GeluErf, &a, x);
+    pointwise_backward(&cpu, PointwiseKind::GeluErf, &a, &b, x);
+    multiply(&cpu, &a, &b, x);
     dropout(&cpu, &a, x, 0.5, &key, |row| (row * width) as u64, &index);
     row_max(&cpu, &a, &index, width, &mut x[..rows]);
     sum_exp(&cpu, &a, column, &ids, &index, &index, width, &mut x[..rows], &mut y[..rows]);
@@ -103,5 +106,9 @@ fn kernels_allocate_nothing() {
     sgd_in_place(&cpu, &sgd_step, 1.0, x, &a, y);
     attention_forward(&cpu, &shape, &a, &b, &a, x, &mut y[..rows], &mut scratch);
     attention_backward(&cpu, &shape, &a, &b, &a, &b, column, &a, x, y, z, &mut scratch);
+    masked_attention_forward(&cpu, &shape, &index[..rows], &a, &b, &a, x, &mut y[..rows], &mut scratch);
+    masked_attention_backward(
+        &cpu, &shape, &index[..rows], &a, &b, &a, &b, column, &a, x, y, z, &mut scratch,
+    );
     assert_eq!(ALLOCATIONS.get() - before, 0);
 }

@@ -8,8 +8,12 @@
 mod attention;
 mod decoder;
 mod optimizer;
+mod pointwise;
 mod step;
+mod task;
 
-pub use decoder::{Decoder, Family, ModelError};
+pub use decoder::{Decoder, Family, ModelError, Rotation, Variant};
 pub use optimizer::{Optimizer, OptimizerKind};
+pub use pointwise::Activation;
 pub use step::{Precision, Step, evaluate_step, next_token_step, train_step};
+pub use task::{Forward, Given, Loss, Model, gradients_step, logits_step};

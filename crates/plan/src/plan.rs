@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use graph::{Dim, Graph, Place, StateKind, ValueId};
+use graph::{Dim, Graph, Place, Role, StateKind, ValueId};
 use memory::DType;
 use mesh::{Axis, DimDigits, Mesh, Placement};
 use schedule::Schedule;
@@ -121,7 +121,9 @@ impl Plan {
         }
         let stage_of_layer = cut_stages(graph, parallel)?;
         let generate = |m: usize| schedule::generate(&parallel.schedule, parallel.pp, m, parallel.chunks);
-        let schedule = if graph.output("grad_norm").is_some() {
+        let is_backward =
+            |id: &graph::NodeId| matches!(graph.node(*id).role, Role::BackwardInput | Role::BackwardWeight);
+        let schedule = if graph.order().iter().any(is_backward) {
             generate(parallel.num_microbatches)?
         } else {
             // Evaluation needs no particular order, but stages must lie where training has them: states are shared.

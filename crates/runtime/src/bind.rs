@@ -94,15 +94,18 @@ impl Binder<'_> {
             Op::NormBackwardWeight { kind, eps } => {
                 Kernel::NormBackwardWeight { kind: norm_kind(*kind), eps: *eps }
             }
-            Op::Rotary { theta, inverse } => {
+            Op::Rotary { frequencies, factor, inverse } => {
                 let shape = self.shape(operands[0]);
                 let heads = shape[2..shape.len() - 1].iter().product();
-                Kernel::Rotary { heads, head_dim: last(operands[0]), theta: *theta, inverse: *inverse }
+                Kernel::Rotary { heads, frequencies: frequencies.clone(), factor: *factor, inverse: *inverse }
             }
             Op::Attention { .. } => Kernel::Attention(self.attention(op, operands)),
             Op::AttentionBackward { .. } => Kernel::AttentionBackward(self.attention(op, operands)),
             Op::Gelu => Kernel::Gelu,
             Op::GeluBackward => Kernel::GeluBackward,
+            Op::Pointwise(kind) => Kernel::Pointwise(pointwise_kind(*kind)),
+            Op::PointwiseBackward(kind) => Kernel::PointwiseBackward(pointwise_kind(*kind)),
+            Op::Multiply => Kernel::Multiply,
             Op::SwiGlu => Kernel::SwiGlu,
             Op::SwiGluBackward => Kernel::SwiGluBackward,
             Op::Dropout { p, key } => {
@@ -229,6 +232,7 @@ impl Binder<'_> {
             q_index: table(q, 1),
             k_index: table(k, 1),
             k_size: size(k, 1),
+            masked: operands.iter().any(|b| b.dtype == DType::I32),
             causal: *causal,
             scale: *scale,
             dropout: (*dropout > 0.0).then(|| AttentionKeys {
@@ -240,6 +244,14 @@ impl Binder<'_> {
                 sizes: [size(q, 2), size(q, 3), size(q, 1)],
             }),
         }
+    }
+}
+
+fn pointwise_kind(kind: graph::Pointwise) -> kernels::PointwiseKind {
+    match kind {
+        graph::Pointwise::GeluErf => kernels::PointwiseKind::GeluErf,
+        graph::Pointwise::Relu => kernels::PointwiseKind::Relu,
+        graph::Pointwise::Tanh => kernels::PointwiseKind::Tanh,
     }
 }
 

@@ -82,6 +82,7 @@ pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decode
         dropout: model.dropout,
         rope_theta: model.rope_theta,
         norm_eps: model.norm_eps,
+        variant: models::Variant::default(),
     };
     decoder.check(config.data.sequence_length)?;
     crate::explain::check_size(config, &decoder)?;
@@ -225,6 +226,25 @@ pub fn evaluation(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainEr
     let step = Step { batch, sequence_length: config.data.sequence_length };
     let types = types(config);
     let graph = models::evaluate_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step, types.precision);
+    stepper(graph, &parallel, &types)
+}
+
+/// The step that only looks: gradients if the batch has labels, else logits alone.
+///
+/// # Errors
+/// Whatever cannot be divided as asked.
+pub fn gradients(
+    config: &Config,
+    model: &dyn models::Model,
+    step: Step,
+    given: &models::Given,
+) -> Result<Stepper, TrainError> {
+    let parallel = parallel(config)?;
+    let types = types(config);
+    let graph = match given.labels {
+        true => models::gradients_step(model, step, given, types.precision)?,
+        false => models::logits_step(model, step, given, types.precision),
+    };
     stepper(graph, &parallel, &types)
 }
 
