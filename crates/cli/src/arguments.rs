@@ -34,6 +34,8 @@ pub enum Command {
     Train(TrainArguments),
     /// Continue a text with a trained model, in any layout
     Generate(GenerateArguments),
+    /// Write a run's model as a directory that other programs read
+    Export(ExportArguments),
     /// Compute loss, logits and every gradient of a Hugging Face checkpoint for a batch, in any layout
     Gradients(GradientsArguments),
     /// Say what a configuration would do, without doing it: memory, communication, placements
@@ -179,6 +181,37 @@ pub struct ExplainArguments {
     #[arg(long)]
     pub program: bool,
     /// Print one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A Hugging Face directory: config.json, model.safetensors, tokenizer.json
+    Safetensors,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx export runs/austen-1 --format safetensors                  into runs/austen-1/safetensors
+  phalanx export runs/austen-1 --format safetensors --out my-model --dtype bf16
+
+`transformers` loads the result by AutoModelForCausalLM.from_pretrained. It does not depend on the layout that trained.")]
+pub struct ExportArguments {
+    /// A run's directory, one of its checkpoints, or a Hugging Face directory
+    #[arg(value_name = "DIR")]
+    pub from: PathBuf,
+    /// Form of the result
+    #[arg(long, value_name = "F")]
+    pub format: ExportFormat,
+    /// Directory to write to [default: safetensors in DIR]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Type of the stored numbers, f64, f32, bf16 or f16 [default: as DIR has them]
+    #[arg(long, value_name = "D")]
+    pub dtype: Option<String>,
+    /// Print a report as one JSON document on stdout
     #[arg(long)]
     pub json: bool,
 }

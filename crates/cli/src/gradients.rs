@@ -13,8 +13,7 @@ pub fn run(arguments: &GradientsArguments) -> anyhow::Result<Verdict> {
         Dtype::Bf16 => Precision::Bf16,
     };
     let options = GradientsOptions { mesh: arguments.mesh.clone(), task: arguments.task.clone() };
-    let report =
-        phalanx::gradients(&arguments.from, &arguments.batch, &arguments.out, precision, &options)?;
+    let report = phalanx::gradients(&arguments.from, &arguments.batch, &arguments.out, precision, &options)?;
     for (names, what) in [
         (&report.extra, "tensors of the directory are not used"),
         (&report.new, "parameters are not in the directory and were drawn anew"),
@@ -33,7 +32,7 @@ pub fn run(arguments: &GradientsArguments) -> anyhow::Result<Verdict> {
             "loss {loss} over {} targets; {} gradients and the logits are in {out}",
             report.num_targets, report.num_gradients
         ),
-        None => format!("no labels, hence no loss and no gradients; the logits are in {out}"),
+        None => format!("no labels, hence no loss and no gradients; what the model gives is in {out}"),
     })?;
     Ok(Verdict::Success)
 }

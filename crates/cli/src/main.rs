@@ -6,6 +6,7 @@
 mod arguments;
 mod bench_comm;
 mod explain;
+mod export;
 mod failure;
 mod generate;
 mod gradients;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
         Command::Gradients(arguments) => gradients::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Parity(arguments) => parity::run(&arguments),

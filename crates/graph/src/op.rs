@@ -14,6 +14,15 @@ pub enum Pointwise {
     Tanh,
 }
 
+/// How relative positions share biases (Raffel et al., 2020).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Buckets {
+    /// Distance from which on all share the last one.
+    pub max_distance: usize,
+    /// Whether keys before and behind a query have buckets of their own.
+    pub bidirectional: bool,
+}
+
 /// Which normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NormKind {
@@ -86,6 +95,8 @@ pub enum Op {
     Sum,
     /// `(x, w) -> y`: sum over the last dim of `w` of `x` weighted by `w`, whose dims are a prefix of those of `x`.
     WeightedSum,
+    /// `(y, w) -> x`: `y`, which lacks the last dim of `w`, times each weight along it; the gradient of `WeightedSum`.
+    Spread,
     /// `(x, gain, [bias]) -> y`: normalisation over the last dim.
     Norm {
         /// Which one.
@@ -141,6 +152,25 @@ pub enum Op {
         dropout: f64,
         /// As in the forward.
         key: String,
+    },
+    /// `(q, k, v, table, [key_index]) -> (o, log_sum_exp)`: attention whose scores get a bias by the relative position
+    /// of query and key, from a table `[buckets, kv_heads, group]`.
+    RelativeAttention {
+        /// A query sees keys at its own position and before.
+        causal: bool,
+        /// Factor on the scores, before the bias.
+        scale: f64,
+        /// Which row of the table.
+        buckets: Buckets,
+    },
+    /// `(q, k, v, table, o, log_sum_exp, d_o, [key_index]) -> (dq, dk, dv, d_table)`.
+    RelativeAttentionBackward {
+        /// As in the forward.
+        causal: bool,
+        /// As in the forward.
+        scale: f64,
+        /// As in the forward.
+        buckets: Buckets,
     },
     /// `(x) -> y`: GELU in its tanh form (Hendrycks and Gimpel, 2016).
     Gelu,
@@ -236,12 +266,15 @@ impl Op {
             Op::Add => "add",
             Op::Sum => "sum",
             Op::WeightedSum => "weighted_sum",
+            Op::Spread => "spread",
             Op::Norm { .. } => "norm",
             Op::NormBackwardInput { .. } => "norm_backward_input",
             Op::NormBackwardWeight { .. } => "norm_backward_weight",
             Op::Rotary { .. } => "rotary",
             Op::Attention { .. } => "attention",
             Op::AttentionBackward { .. } => "attention_backward",
+            Op::RelativeAttention { .. } => "relative_attention",
+            Op::RelativeAttentionBackward { .. } => "relative_attention_backward",
             Op::Gelu => "gelu",
             Op::GeluBackward => "gelu_backward",
             Op::Pointwise(_) => "pointwise",

@@ -69,6 +69,12 @@ impl Signature {
             Op::Attention { .. } | Op::AttentionBackward { .. } => {
                 [operands[1].get(1).copied(), last(0)].into_iter().flatten().collect()
             }
+            Op::RelativeAttention { .. } | Op::RelativeAttentionBackward { .. } => {
+                [operands[1].get(1).copied(), last(0), operands[3].first().copied()]
+                    .into_iter()
+                    .flatten()
+                    .collect()
+            }
             Op::Rename { from, to } => vec![*from, *to],
             Op::ClipScale { .. } | Op::Stack | Op::Share => all.clone(),
             _ => vec![],
@@ -91,6 +97,7 @@ impl Signature {
             Op::Embedding
             | Op::Sum
             | Op::WeightedSum
+            | Op::Spread
             | Op::Rotary { .. }
             | Op::Dropout { .. }
             | Op::Rename { .. } => vec![vec![0]],

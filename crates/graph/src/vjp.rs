@@ -116,6 +116,10 @@ fn derivative(
                 }
             }
         }
+        Op::WeightedSum => {
+            let like = dims(graph, 0);
+            result[0] = Some(single(graph, Op::Spread, "d_rows", &[dy, x[1]], &like));
+        }
         Op::Add => {
             let full = dims(graph, 0);
             for i in (0..x.len()).filter(|i| wants[*i]) {
@@ -151,6 +155,17 @@ fn derivative(
             let results: Vec<(&[Dim], ValueType)> = like.iter().map(|d| (&d[..], ValueType::Float)).collect();
             let mut inputs = vec![x[0], x[1], x[2], node.outputs[0], node.outputs[1], dy];
             inputs.extend(&x[3..]);
+            let id = graph.push(op, name("d_qkv"), &inputs, &results);
+            for (d_input, v) in result.iter_mut().zip(&graph.node(id).outputs) {
+                *d_input = Some(*v);
+            }
+        }
+        Op::RelativeAttention { causal, scale, buckets } => {
+            let op = Op::RelativeAttentionBackward { causal: *causal, scale: *scale, buckets: *buckets };
+            let like: Vec<Vec<Dim>> = (0..4).map(|i| dims(graph, i)).collect();
+            let results: Vec<(&[Dim], ValueType)> = like.iter().map(|d| (&d[..], ValueType::Float)).collect();
+            let mut inputs = vec![x[0], x[1], x[2], x[3], node.outputs[0], node.outputs[1], dy];
+            inputs.extend(&x[4..]);
             let id = graph.push(op, name("d_qkv"), &inputs, &results);
             for (d_input, v) in result.iter_mut().zip(&graph.node(id).outputs) {
                 *d_input = Some(*v);

@@ -78,9 +78,8 @@ pub fn masked_attention_backward<S: Storage>(
 
 /// One sequence of a call.
 fn sequence<'a>(shape: &AttentionShape<'a>, key_index: &'a [u32], batch: usize) -> AttentionShape<'a> {
-    let dropout = shape
-        .dropout
-        .map(|d| AttentionDropout { batch_index: &d.batch_index[batch..batch + 1], ..d });
+    let dropout =
+        shape.dropout.map(|d| AttentionDropout { batch_index: &d.batch_index[batch..batch + 1], ..d });
     let k_index = &key_index[batch * shape.k_len..][..shape.k_len];
     AttentionShape { batch: 1, k_index, dropout, ..*shape }
 }
@@ -129,8 +128,9 @@ mod tests {
                 let key = keys[b * shape.k_len + t];
                 (key as usize) < shape.k_size && (!shape.causal || key <= shape.q_index[s])
             });
-            let weights: Vec<(usize, f64)> =
-                seen.map(|t| (t, (shape.scale * dot(&q[row * DIM..][..DIM], &k[at(t)..][..DIM])).exp())).collect();
+            let weights: Vec<(usize, f64)> = seen
+                .map(|t| (t, (shape.scale * dot(&q[row * DIM..][..DIM], &k[at(t)..][..DIM])).exp()))
+                .collect();
             let sum: f64 = weights.iter().map(|(_, w)| w).sum();
             for (t, w) in weights {
                 for i in 0..DIM {
@@ -190,7 +190,8 @@ mod tests {
                 &mut dv,
                 &mut scratch,
             );
-            let slope = |x: &[f64], f: &dyn Fn(&[f64]) -> Vec<f64>| finite_difference(x, |x| dot(&f(x), &d_o));
+            let slope =
+                |x: &[f64], f: &dyn Fn(&[f64]) -> Vec<f64>| finite_difference(x, |x| dot(&f(x), &d_o));
             assert_close(&dq, &slope(&q, &|q| reference(&shape, &keys, q, &k, &v)), 1e-8);
             assert_close(&dk, &slope(&k, &|k| reference(&shape, &keys, &q, k, &v)), 1e-8);
             assert_close(&dv, &slope(&v, &|v| reference(&shape, &keys, &q, &k, v)), 1e-8);

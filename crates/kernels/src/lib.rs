@@ -16,6 +16,7 @@ mod activation;
 mod amx;
 mod attention;
 mod attention_masked;
+mod attention_relative;
 mod cpu;
 mod elementwise;
 mod embedding;
@@ -31,6 +32,7 @@ mod pointwise;
 mod random;
 mod reduce;
 mod rotary;
+mod spread;
 mod storage;
 #[cfg(test)]
 mod testing;
@@ -42,6 +44,9 @@ pub use attention::{
     AttentionDropout, AttentionShape, attention_backward, attention_forward, attention_scratch,
 };
 pub use attention_masked::{masked_attention_backward, masked_attention_forward};
+pub use attention_relative::{
+    RelativeBuckets, relative_attention_backward, relative_attention_forward, relative_attention_scratch,
+};
 pub use cpu::{Cpu, InstructionSet};
 pub use elementwise::{accumulate, add, add_bias, cast};
 pub use embedding::{NOT_LOCAL, embedding_backward, embedding_forward};
@@ -55,4 +60,5 @@ pub use pointwise::{PointwiseKind, multiply, pointwise, pointwise_backward};
 pub use random::{Key, NamedKey, dropout};
 pub use reduce::{sum, sum_squares, weighted_sum};
 pub use rotary::rotary;
+pub use spread::spread;
 pub use storage::Storage;

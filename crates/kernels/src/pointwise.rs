@@ -96,6 +96,7 @@ fn polynomial(coefficients: &[f64], x: f64) -> f64 {
 ///
 /// # Source
 /// Cody, "Rational Chebyshev approximations for the error function", 1969; so is [`erfc`].
+#[allow(clippy::excessive_precision, reason = "coefficients as published")]
 fn erf_near_zero(z: f64) -> f64 {
     const ABOVE: [f64; 5] = [
         1.857_777_061_846_031_5e-1,
@@ -115,6 +116,7 @@ fn erf_near_zero(z: f64) -> f64 {
 }
 
 /// One minus the error function, for z of at least 0.46875.
+#[allow(clippy::excessive_precision, reason = "coefficients as published")]
 fn erfc(z: f64) -> f64 {
     const ABOVE: [f64; 9] = [
         2.153_115_354_744_038_5e-8,

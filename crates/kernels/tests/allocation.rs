@@ -75,6 +75,7 @@ fn kernels_allocate_nothing() {
     cast(&cpu, &a, &mut half);
     sum(&cpu, &a, 2, 3, width, &mut x[..2 * width]);
     weighted_sum(&cpu, &a, column, 1, rows, width, &mut x[..width]);
+    spread(&cpu, row, column, 1, rows, width, x);
     std::hint::black_box(sum_squares(&cpu, &a));
     pack(&cpu, &a, 2, 3, width, x);
     unpack(&cpu, &a, 2, 3, width, x);
@@ -108,7 +109,19 @@ fn kernels_allocate_nothing() {
     attention_backward(&cpu, &shape, &a, &b, &a, &b, column, &a, x, y, z, &mut scratch);
     masked_attention_forward(&cpu, &shape, &index[..rows], &a, &b, &a, x, &mut y[..rows], &mut scratch);
     masked_attention_backward(
-        &cpu, &shape, &index[..rows], &a, &b, &a, &b, column, &a, x, y, z, &mut scratch,
+        &cpu,
+        &shape,
+        &index[..rows],
+        &a,
+        &b,
+        &a,
+        &b,
+        column,
+        &a,
+        x,
+        y,
+        z,
+        &mut scratch,
     );
     assert_eq!(ALLOCATIONS.get() - before, 0);
 }

@@ -27,10 +27,10 @@ pub struct Loss {
 }
 
 /// What a forward pass gives.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Forward {
-    /// Scores of each class, before softmax.
-    pub logits: ValueId,
+    /// Results by name: `logits`, the scores of each class before softmax; or what an embedding model gives.
+    pub outputs: Vec<(&'static str, ValueId)>,
     /// The loss, if the batch has labels.
     pub loss: Option<Loss>,
 }
@@ -48,12 +48,11 @@ impl Model for Decoder {
         g.set_place(Place::Everywhere);
         let tokens = g.input("tokens", &[d.batch, d.seq], ValueType::Int);
         let positions = g.input("positions", &[d.batch, d.seq], ValueType::Int);
-        let key_index =
-            given.key_index.then(|| g.input("key_index", &[d.batch, d.key_seq], ValueType::Int));
+        let key_index = given.key_index.then(|| g.input("key_index", &[d.batch, d.key_seq], ValueType::Int));
         let (x, table) = self.body(g, &d, &Inputs { tokens, positions, key_index });
         let x = self.final_norm(g, &d, x);
         let logits = self.logits(g, &d, x, table, &[d.batch, d.seq, d.vocab]);
-        Forward { logits, loss: given.labels.then(|| loss(g, logits)) }
+        Forward { outputs: vec![("logits", logits)], loss: given.labels.then(|| loss(g, logits)) }
     }
 }
 
@@ -69,7 +68,7 @@ pub(crate) fn loss(g: &mut Graph, logits: ValueId) -> Loss {
     })
 }
 
-/// Forward and backward without an update. Outputs: `statistics` (`[loss sum, sum of weights]`), `logits`, and
+/// Forward and backward without an update. Outputs: `statistics` (`[loss sum, sum of weights]`), the model's own, and
 /// `gradient:NAME` of every parameter, of the loss summed over targets.
 ///
 /// # Errors
@@ -84,9 +83,9 @@ pub fn gradients_step(
     precision: Precision,
 ) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
-    let Forward { logits, loss } = model.forward(&mut g, step, given);
+    let Forward { outputs, loss } = model.forward(&mut g, step, given);
     let loss = loss.expect("gradients need labels");
-    g.mark_output("logits", logits);
+    outputs.iter().for_each(|(name, value)| g.mark_output(name, *value));
     let leaves: Vec<ValueId> =
         g.states().filter(|(_, s)| s.kind == StateKind::Parameter).map(|(v, _)| v).collect();
     g.set_role(Role::BackwardInput);
@@ -100,11 +99,11 @@ pub fn gradients_step(
     Ok(g)
 }
 
-/// The forward pass alone. Output: `logits`.
+/// The forward pass alone, with the model's outputs.
 pub fn logits_step(model: &dyn Model, step: Step, given: &Given, precision: Precision) -> Graph {
     let mut g = Graph::new();
-    let Forward { logits, .. } = model.forward(&mut g, step, &Given { labels: false, ..*given });
-    g.mark_output("logits", logits);
+    let Forward { outputs, .. } = model.forward(&mut g, step, &Given { labels: false, ..*given });
+    outputs.iter().for_each(|(name, value)| g.mark_output(name, *value));
     mix(&mut g, precision);
     g
 }

@@ -60,6 +60,7 @@ pub use ::train::config::{Config, ConfigError, Precision};
 pub use ::train::explain::{
     Communication, Explanation, ParameterPlacement, RankBytes, StageListing, explain, listing,
 };
+pub use ::train::export::{ExportOptions, ExportReport, export};
 pub use ::train::generate::{GenerateOptions, generate};
 pub use ::train::gradients::{GradientsOptions, GradientsReport, gradients};
 pub use ::train::parity_report::{LayoutReport, ParityReport, all_layouts, compare};

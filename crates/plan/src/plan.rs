@@ -313,11 +313,13 @@ fn gcd(a: usize, b: usize) -> usize {
 /// For each axis, the dims it may split, most preferred first.
 fn homes(graph: &Graph, parallel: &Parallel) -> [Vec<Dim>; Axis::COUNT] {
     let find = |names: &[&str]| -> Vec<Dim> { names.iter().filter_map(|n| graph.find_dim(n)).collect() };
-    let seq: &[&str] = if parallel.sequence { &["seq"] } else { &[] };
+    // A decoder beside an encoder has positions of its own.
+    let positions = ["seq", "target_seq"];
+    let seq: &[&str] = if parallel.sequence { &positions } else { &[] };
     let mut homes: [Vec<Dim>; Axis::COUNT] = Default::default();
     homes[Axis::Dp.index()] = find(&["batch"]);
     homes[Axis::Mb.index()] = find(&["batch"]);
-    homes[Axis::Cp.index()] = find(&["seq"]);
+    homes[Axis::Cp.index()] = find(&positions);
     homes[Axis::Tp.index()] = find(&[&["kv_heads", "mlp", "vocab"], seq].concat());
     homes[Axis::TpInner.index()] = find(&[&["group", "mlp", "vocab"], seq].concat());
     homes

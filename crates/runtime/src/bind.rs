@@ -9,7 +9,7 @@ use memory::DType;
 use mesh::Coord;
 use plan::{Buffer, BufferId, Instruction, Plan, Program};
 
-use crate::kernel::{Attention, AttentionKeys, Gemm, Kernel};
+use crate::kernel::{Attention, AttentionKeys, Gemm, Kernel, RelativeAttention};
 use crate::tables;
 
 /// What binding needs to know of the rank.
@@ -28,6 +28,10 @@ pub fn scratch_bytes(plan: &Plan, program: &Program, threads: usize) -> usize {
         match op {
             Op::Attention { .. } | Op::AttentionBackward { .. } => {
                 binder.attention(op, &operands).scratch(threads) * plan.float.size_bytes()
+            }
+            Op::RelativeAttention { .. } | Op::RelativeAttentionBackward { .. } => {
+                let attention = binder.attention(op, &operands);
+                kernels::relative_attention_scratch(&attention.shape(0, 0, 0)) * plan.float.size_bytes()
             }
             Op::Contract => {
                 let Gemm { m, n, k, .. } =
@@ -87,6 +91,15 @@ impl Binder<'_> {
                     inner: self.shape(operands[0])[weights.len()..].iter().product(),
                 }
             }
+            Op::Spread => {
+                let weights = self.shape(operands[1]);
+                let n = weights.last().copied().unwrap_or(1);
+                Kernel::Spread {
+                    outer: weights[..weights.len() - 1].iter().product(),
+                    n,
+                    inner: self.shape(results[0])[weights.len()..].iter().product(),
+                }
+            }
             Op::Norm { kind, eps } => Kernel::Norm { kind: norm_kind(*kind), eps: *eps },
             Op::NormBackwardInput { kind, eps } => {
                 Kernel::NormBackwardInput { kind: norm_kind(*kind), eps: *eps }
@@ -101,6 +114,12 @@ impl Binder<'_> {
             }
             Op::Attention { .. } => Kernel::Attention(self.attention(op, operands)),
             Op::AttentionBackward { .. } => Kernel::AttentionBackward(self.attention(op, operands)),
+            Op::RelativeAttention { buckets, .. } => {
+                Kernel::RelativeAttention(self.relative_attention(op, buckets, operands))
+            }
+            Op::RelativeAttentionBackward { buckets, .. } => {
+                Kernel::RelativeAttentionBackward(self.relative_attention(op, buckets, operands))
+            }
             Op::Gelu => Kernel::Gelu,
             Op::GeluBackward => Kernel::GeluBackward,
             Op::Pointwise(kind) => Kernel::Pointwise(pointwise_kind(*kind)),
@@ -212,11 +231,27 @@ impl Binder<'_> {
         )
     }
 
+    fn relative_attention(
+        &self,
+        op: &Op,
+        buckets: &graph::Buckets,
+        operands: &[&Buffer],
+    ) -> Box<RelativeAttention> {
+        let buckets = kernels::RelativeBuckets {
+            num: self.shape(operands[3])[0],
+            max_distance: buckets.max_distance,
+            bidirectional: buckets.bidirectional,
+        };
+        Box::new(RelativeAttention { attention: self.attention(op, operands), buckets })
+    }
+
     fn attention(&self, op: &Op, operands: &[&Buffer]) -> Attention {
-        let (Op::Attention { causal, scale, dropout, key }
-        | Op::AttentionBackward { causal, scale, dropout, key }) = op
-        else {
-            unreachable!("called for attention")
+        let (causal, scale, dropout) = match op {
+            Op::Attention { causal, scale, dropout, key }
+            | Op::AttentionBackward { causal, scale, dropout, key } => (causal, scale, Some((dropout, key))),
+            Op::RelativeAttention { causal, scale, .. }
+            | Op::RelativeAttentionBackward { causal, scale, .. } => (causal, scale, None),
+            _ => unreachable!("called for attention"),
         };
         let (q, k) = (operands[0], operands[1]);
         let (shape, keys) = (self.shape(q), self.shape(k));
@@ -235,7 +270,7 @@ impl Binder<'_> {
             masked: operands.iter().any(|b| b.dtype == DType::I32),
             causal: *causal,
             scale: *scale,
-            dropout: (*dropout > 0.0).then(|| AttentionKeys {
+            dropout: dropout.filter(|(p, _)| **p > 0.0).map(|(dropout, key)| AttentionKeys {
                 p: *dropout,
                 key: Key::for_name(key),
                 batch_index: self.by_microbatch(q, q.dims[0]),

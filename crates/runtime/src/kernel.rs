@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use kernels::{AdamStep, Base, Cpu, Float, NamedKey, NormKind, PointwiseKind, SgdStep, Storage};
+use kernels::{
+    AdamStep, Base, Cpu, Float, NamedKey, NormKind, PointwiseKind, RelativeBuckets, SgdStep, Storage,
+};
 use memory::{DType, Element, Region, RegionMut};
 
 use crate::executor::StepContext;
@@ -24,6 +26,13 @@ pub(crate) struct Attention {
     pub causal: bool,
     pub scale: f64,
     pub dropout: Option<AttentionKeys>,
+}
+
+/// Attention with biases by relative position.
+#[derive(Debug)]
+pub(crate) struct RelativeAttention {
+    pub attention: Attention,
+    pub buckets: RelativeBuckets,
 }
 
 /// What keys the random numbers of attention dropout.
@@ -63,6 +72,11 @@ pub(crate) enum Kernel {
         reduced: usize,
         inner: usize,
     },
+    Spread {
+        outer: usize,
+        n: usize,
+        inner: usize,
+    },
     Norm {
         kind: NormKind,
         eps: f64,
@@ -83,6 +97,8 @@ pub(crate) enum Kernel {
     },
     Attention(Attention),
     AttentionBackward(Attention),
+    RelativeAttention(Box<RelativeAttention>),
+    RelativeAttentionBackward(Box<RelativeAttention>),
     Gelu,
     GeluBackward,
     Pointwise(PointwiseKind),
@@ -219,6 +235,9 @@ impl Kernel {
                 let (rows, weights) = (x.get::<S>(0), x.get(1));
                 kernels::weighted_sum(cpu, rows, weights, *outer, *reduced, *inner, results[0].get());
             }
+            Kernel::Spread { outer, n, inner } => {
+                kernels::spread::<S>(cpu, x.get(0), x.get(1), *outer, *n, *inner, results[0].get());
+            }
             Kernel::Norm { kind, eps } => {
                 let bias = (x.floats.len() > 2).then(|| x.get(2));
                 kernels::norm_forward::<S>(cpu, *kind, *eps, x.get(0), x.get(1), bias, results[0].get());
@@ -258,10 +277,29 @@ impl Kernel {
                         cpu, &shape, x.indices, q, k, v, o, lse, d_o, dq, dk, dv, scratch,
                     );
                 } else {
-                    kernels::attention_backward::<S>(
-                        cpu, &shape, q, k, v, o, lse, d_o, dq, dk, dv, scratch,
-                    );
+                    kernels::attention_backward::<S>(cpu, &shape, q, k, v, o, lse, d_o, dq, dk, dv, scratch);
                 }
+            }
+            Kernel::RelativeAttention(relative) => {
+                let RelativeAttention { attention, buckets } = &**relative;
+                let shape = attention.shape(context.seed, context.step, microbatch);
+                let [o, lse] = results else { unreachable!("two results") };
+                let (q, k, v, table) = (x.get::<S>(0), x.get(1), x.get(2), x.get(3));
+                let (keys, scratch) = (attention.masked.then_some(x.indices), scratch.as_mut_slice());
+                let (o, lse) = (o.get(), lse.get());
+                kernels::relative_attention_forward(&shape, buckets, table, keys, q, k, v, o, lse, scratch);
+            }
+            Kernel::RelativeAttentionBackward(relative) => {
+                let RelativeAttention { attention, buckets } = &**relative;
+                let shape = attention.shape(context.seed, context.step, microbatch);
+                let [dq, dk, dv, d_table] = results else { unreachable!("four results") };
+                let (q, k, v, table) = (x.get::<S>(0), x.get(1), x.get(2), x.get(3));
+                let (o, lse, d_o) = (x.get(4), x.get(5), x.get(6));
+                let (keys, scratch) = (attention.masked.then_some(x.indices), scratch.as_mut_slice());
+                let (dq, dk, dv, d_table) = (dq.get(), dk.get(), dv.get(), d_table.get());
+                kernels::relative_attention_backward(
+                    &shape, buckets, table, keys, q, k, v, o, lse, d_o, dq, dk, dv, d_table, scratch,
+                );
             }
             Kernel::Gelu => kernels::gelu::<S>(cpu, x.get(0), results[0].get()),
             Kernel::GeluBackward => kernels::gelu_backward::<S>(cpu, x.get(0), x.get(1), results[0].get()),

@@ -9,6 +9,7 @@ use plan::{Chooser, Parallel, Plan, Program};
 
 use crate::config::{Config, Context, Family, InstructionSet, Optimizer, Precision, Recompute};
 use crate::error::TrainError;
+use crate::pretrained;
 
 /// What one kind of step is: its graph and how it is divided.
 #[derive(Debug, Clone)]
@@ -54,12 +55,15 @@ impl Stepper {
 /// A shape that cannot be, or a missing vocabulary.
 pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decoder, TrainError> {
     let model = &config.model;
-    if let Some(from) = &model.from {
-        return Err(TrainError::Unsupported {
-            key: "model.from",
-            value: from.display().to_string(),
-            remedy: "describe the model by its sizes; Hugging Face directories are not read yet",
-        });
+    if let Some(description) = pretrained::describe(config)? {
+        let decoder = pretrained::decoder(&description, config.data.sequence_length)?;
+        if let Some(tokens) = tokenizer_vocab.filter(|n| *n > decoder.vocab_size) {
+            let vocab_size = decoder.vocab_size;
+            return Err(data::DataError::VocabMismatch { cached: tokens, vocab_size }.into());
+        }
+        let decoder = Decoder { dropout: model.dropout, ..decoder };
+        crate::explain::check_size(config, &decoder)?;
+        return Ok(decoder);
     }
     let vocab_size = model.vocab_size.or(tokenizer_vocab).ok_or_else(|| TrainError::Missing {
         key: "model.vocab_size",

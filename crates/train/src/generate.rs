@@ -45,18 +45,24 @@ pub fn generate(checkpoint: &Path, options: &GenerateOptions) -> Result<String, 
     let mut prompt: Vec<u32> = tokenizer.start_id().into_iter().collect();
     prompt.extend(tokenizer.encode(&options.prompt)?);
     if prompt.is_empty() {
-        let remedy = "give some text: this tokenizer has no start token".to_owned();
+        prompt.extend(tokenizer.end_id()); // behind the end of a document another one starts
+    }
+    if prompt.is_empty() {
+        let remedy = "give some text: this tokenizer has neither a start nor an end token".to_owned();
         return Err(TrainError::Missing { key: "--prompt", remedy });
     }
     let written = write(&checkpoint, &config, &tokenizer, &prompt, options)?;
     Ok(tokenizer.decode(&written)?)
 }
 
-/// A short sample from the start of a text, in the layout of the run.
-pub(crate) fn sample(checkpoint: &Path, tokens: usize, seed: u64) -> Result<String, TrainError> {
+/// A short sample from the start of a text, in the layout of the run; none if nothing can stand at the start.
+pub(crate) fn sample(checkpoint: &Path, tokens: usize, seed: u64) -> Result<Option<String>, TrainError> {
     let options =
         GenerateOptions { tokens, temperature: 0.8, top_k: Some(50), seed, ..GenerateOptions::default() };
-    generate(checkpoint, &options)
+    match generate(checkpoint, &options) {
+        Err(TrainError::Missing { .. }) => Ok(None),
+        result => result.map(Some),
+    }
 }
 
 fn write(
@@ -164,6 +170,9 @@ impl Batch for Window {
                 for ((i, j), to) in places.zip(to) {
                     *to = f64::from(u8::from(at(i, j) == Some(window.len() - 1)));
                 }
+            }
+            Destination::BF16(_) | Destination::F16(_) => {
+                return Err(RuntimeError::Batch(format!("`{input}` is no input of a text")));
             }
         }
         Ok(())

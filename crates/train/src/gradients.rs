@@ -1,6 +1,7 @@
 //! Loss, logits and the gradient of every parameter of a Hugging Face checkpoint for a given batch, in any layout, in
 //! the names and shapes of its files: an instrument to compare with other implementations.
 
+mod families;
 mod feed;
 mod given;
 
@@ -60,6 +61,11 @@ pub fn gradients(
     precision: Precision,
     options: &GradientsOptions,
 ) -> Result<GradientsReport, TrainError> {
+    // Before the work, not behind it.
+    if let Some(parent) = out.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
+        let problem = "no such directory: create it, or name a file for --out in one that exists".to_owned();
+        return Err(TrainError::File { path: parent.display().to_string(), problem });
+    }
     let Computed { report, tensors } = compute(from, batch, precision, options, &Chooser::Policy)?;
     hub::write_tensors(out, &tensors)?;
     Ok(report)
@@ -90,7 +96,7 @@ pub fn compute(
     let directory = Directory::open(from, task)?;
     let bound = directory.bind()?;
     let given = Given::open(batch)?;
-    let feed = Feed::new(&directory, &given)?;
+    let feed = families::feed(&directory, &given)?;
     let config = config(&feed, precision, options)?;
     let stepper = assemble::gradients(&config, &*feed.model, feed.step, &feed.given)?;
     check_memory(&config, &stepper, chooser)?;
@@ -104,7 +110,11 @@ pub fn compute(
         pretrained::load(&mut executor, &bound)?;
         let input = StepInput { seed: config.train.seed, step: 1, scalars: &[] };
         executor.run(0, &mut feed.batch(), &input)?;
-        names.into_iter().map(|name| Ok((executor.output(0, &name)?, name))).collect()
+        let part = |name: String| -> Result<Part, TrainError> {
+            let (tile, values) = executor.output(0, &name)?;
+            Ok((name, tile, values))
+        };
+        names.into_iter().map(part).collect()
     })?;
     let found = gather(recordings);
     let results = Results { found: &found, precision };
@@ -114,7 +124,7 @@ pub fn compute(
     };
     let mut tensors = results.gradients(directory.table(), num_targets)?;
     let num_gradients = tensors.len();
-    tensors.push(results.tensor("logits", &feed.logits_shape, &found["logits"]));
+    tensors.extend(feed.outputs.iter().map(|(name, shape)| results.tensor(name, shape, &found[*name])));
     tensors.extend(loss.map(|loss| results.tensor("loss", &[], &[loss])));
     let about = bound.report();
     let report = GradientsReport {
@@ -152,10 +162,13 @@ fn check_memory(config: &Config, stepper: &Stepper, chooser: &Chooser) -> Result
     explain::check_memory(&bytes)
 }
 
+/// Name of an output, the part of it that a rank has, and its elements.
+type Part = (String, Tile, Vec<f64>);
+
 /// The parts that ranks have of each output, as global tensors.
-fn gather(ranks: Vec<Vec<((Tile, Vec<f64>), String)>>) -> BTreeMap<String, Vec<f64>> {
+fn gather(ranks: Vec<Vec<Part>>) -> BTreeMap<String, Vec<f64>> {
     let mut all = BTreeMap::new();
-    for ((tile, values), name) in ranks.into_iter().flatten() {
+    for (name, tile, values) in ranks.into_iter().flatten() {
         place(&mut all, name, &tile, &values);
     }
     all

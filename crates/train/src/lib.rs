@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod config;
 mod error;
 pub mod explain;
+pub mod export;
 pub mod generate;
 pub mod gradients;
 mod learning_rate;

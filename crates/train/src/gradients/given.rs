@@ -66,6 +66,11 @@ impl Given {
         }
     }
 
+    /// Whether a tensor is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.get(name).is_some()
+    }
+
     fn needed(&self, name: &str) -> Result<Tensor<'_>, TrainError> {
         let tensor = self.weights.get(name).ok_or_else(|| self.refuse(name, "is missing; add it"))?;
         if tensor.is_empty() {
@@ -78,9 +83,7 @@ impl Given {
     pub fn ids(&self, name: &str) -> Result<Ints, TrainError> {
         let tensor = self.needed(name)?;
         if tensor.shape.len() != 2 {
-            return Err(
-                self.refuse(name, &format!("has shape {:?}; it must be [batch, seq]", tensor.shape))
-            );
+            return Err(self.refuse(name, &format!("has shape {:?}; it must be [batch, seq]", tensor.shape)));
         }
         Ok(Ints { shape: tensor.shape.to_vec(), values: tensor.integers()? })
     }
@@ -89,9 +92,10 @@ impl Given {
     pub fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<Ints>, TrainError> {
         let Some(tensor) = self.weights.get(name) else { return Ok(None) };
         if tensor.shape != shape {
-            return Err(
-                self.refuse(name, &format!("has shape {:?}; with the others it must be {shape:?}", tensor.shape))
-            );
+            return Err(self.refuse(
+                name,
+                &format!("has shape {:?}; with the others it must be {shape:?}", tensor.shape),
+            ));
         }
         Ok(Some(Ints { shape: shape.to_vec(), values: tensor.integers()? }))
     }
@@ -110,12 +114,7 @@ impl Given {
     }
 
     /// Labels in range or ignored, as targets and weights.
-    pub fn labels(
-        &self,
-        labels: &Ints,
-        limit: usize,
-        of: &str,
-    ) -> Result<(Vec<i32>, Vec<f64>), TrainError> {
+    pub fn labels(&self, labels: &Ints, limit: usize, of: &str) -> Result<(Vec<i32>, Vec<f64>), TrainError> {
         let counts = |v: &i64| *v != IGNORED;
         if let Some(at) = labels.values.iter().position(|v| counts(v) && !(0..limit as i64).contains(v)) {
             let (value, place) = (labels.values[at], index(at, &labels.shape));

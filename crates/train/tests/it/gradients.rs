@@ -37,6 +37,9 @@ const LAYOUTS: [&str; 12] = [
     "dp=2,tp=2,pp=2;zero=2;num_microbatches=2;sequence=true",
 ];
 
+/// Checkpoints of the other families, which have a loss.
+const OTHERS: [&str; 6] = ["bert-classify", "bert-masked-lm", "bert-tag", "t5-gated", "t5-plain", "vit"];
+
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../hub/fixtures").join(name)
 }
@@ -106,19 +109,68 @@ fn decoders_agree_in_every_layout() {
     }
 }
 
+#[test]
+fn encoders_and_encoder_decoders_agree_with_transformers() {
+    for name in OTHERS {
+        check(name, None, Precision::F64, 1e-12, &Chooser::Policy);
+        check(name, None, Precision::F32, 1e-4, &Chooser::Policy);
+        check(name, Some("dp=2,tp=2,pp=2"), Precision::F32, 1e-4, &Chooser::Policy);
+        for layout in LAYOUTS {
+            check(name, Some(layout), Precision::F64, 1e-12, &Chooser::Policy);
+        }
+    }
+}
+
+/// The encoder's output goes to every stage of the decoder.
+#[test]
+fn an_encoder_decoder_on_many_stages() {
+    for layout in ["pp=3", "pp=3;num_microbatches=4;schedule=gpipe", "pp=5;num_microbatches=2;schedule=zb-h1"]
+    {
+        check("t5-plain", Some(layout), Precision::F64, 1e-12, &Chooser::Policy);
+    }
+    check(
+        "t5-gated",
+        Some("pp=2;chunks=2;num_microbatches=2;schedule=interleaved"),
+        Precision::F64,
+        1e-12,
+        &Chooser::Policy,
+    );
+}
+
+#[test]
+fn sentence_embeddings_agree_with_transformers() {
+    let expected = expected("bert-embed");
+    for layout in [None, Some("tp=2"), Some("dp=2,cp=2"), Some("pp=2")] {
+        let ours = run("bert-embed", layout, Precision::F64, &Chooser::Policy);
+        let (error, at) = distance(&ours, &expected);
+        assert!(error < 1e-12, "{layout:?}: {at} is off by {error:e}");
+    }
+}
+
 /// Rounding of activations to bf16 is all that is lost.
 #[test]
 fn mixed_precision_stays_near() {
-    for name in ["gpt2", "llama-left"] {
+    for name in ["gpt2", "llama-left", "bert-classify", "t5-plain", "vit"] {
         for layout in [None, Some("dp=2,tp=2,pp=2")] {
-            check(name, layout, Precision::Bf16, 0.1, &Chooser::Policy);
+            let (ours, theirs) = (run(name, layout, Precision::Bf16, &Chooser::Policy), expected(name));
+            let [loss, expected] = [&ours, &theirs].map(|t| t["loss"][0]);
+            assert!((loss - expected).abs() < 1e-2 * expected, "{name} on {layout:?}: {loss} and {expected}");
+            // Direction of the whole gradient; a key's bias has none but rounding.
+            let gradients = || theirs.keys().filter(|n| !["loss", "logits"].contains(&n.as_str()));
+            let inner = |a: &Tensors, b: &Tensors| -> f64 {
+                gradients().flat_map(|n| a[n].iter().zip(&b[n])).map(|(a, b)| a * b).sum()
+            };
+            let cosine = inner(&ours, &theirs) / (inner(&ours, &ours) * inner(&theirs, &theirs)).sqrt();
+            assert!(cosine > 0.999, "{name} on {layout:?}: {cosine}");
         }
     }
 }
 
 #[test]
 fn any_legal_lowering_gives_the_same() {
-    for (seed, name) in (0..).zip(["gpt2", "llama-left"]) {
+    for (seed, name) in
+        (0..).zip(["gpt2", "llama-left", "bert-classify", "bert-masked-lm", "t5-gated", "vit"])
+    {
         for layout in ["dp=2,tp=2", "cp=2,tp=2", "pp=2,dp=2;num_microbatches=2"] {
             check(name, Some(layout), Precision::F64, 1e-12, &Chooser::Random(seed));
         }
@@ -187,6 +239,38 @@ fn bad_batches_are_refused_by_the_tensor() {
 }
 
 #[test]
+fn other_families_refuse_by_the_tensor_too() {
+    for (name, tensor, change, part) in [
+        ("bert-classify", "labels", Some((&[4][..], vec![3, 0, 0, 0])), "`labels` has 3 at [0]"),
+        ("bert-classify", "labels", Some((SHAPE, vec![0; 44])), "must be [4]"),
+        ("bert-tag", "token_type_ids", Some((SHAPE, vec![2; 44])), "the segments = 2"),
+        ("bert-tag", "pixel_values", Some((SHAPE, vec![2; 44])), "BERT for tag"),
+        ("bert-embed", "attention_mask", Some((SHAPE, vec![0; 44])), "hides all of sequence 0"),
+        ("t5-plain", "labels", Some((&[4, 9][..], vec![41; 36])), "the vocabulary = 41"),
+        ("t5-plain", "labels", None, "`labels` is missing"),
+        ("t5-plain", "decoder_input_ids", Some((&[4, 8][..], vec![1; 32])), "must be [4, 8]"),
+        ("vit", "pixel_values", Some((&[4, 3, 8, 8][..], vec![1; 768])), "F64"),
+        ("vit", "labels", Some((&[3][..], vec![1; 3])), "must be [4]"),
+    ] {
+        let message = with(name, tensor, change).unwrap_err();
+        assert!(message.contains(part), "{name}, {tensor}: {message}");
+    }
+}
+
+/// Shifting labels to the right is what `transformers` does without `decoder_input_ids`.
+#[test]
+fn decoder_inputs_may_be_given() {
+    let labels = Weights::open_file(&fixture("t5-plain").join("batch.safetensors")).unwrap();
+    let labels = labels.get("labels").unwrap().integers().unwrap();
+    let shifted: Vec<i64> = labels
+        .chunks_exact(9)
+        .flat_map(|row| [0].into_iter().chain(row[..8].iter().map(|l| if *l == -100 { 0 } else { *l })))
+        .collect();
+    let given = with("t5-plain", "decoder_input_ids", Some((&[4, 9][..], shifted))).unwrap();
+    assert!(distance(&given, &expected("t5-plain")).0 < 1e-12);
+}
+
+#[test]
 fn a_mask_of_ones_is_no_mask_and_labels_may_be_missing() {
     let ones = with("gpt2", "attention_mask", Some((SHAPE, vec![1; 44]))).unwrap();
     let none = with("gpt2", "attention_mask", None).unwrap();
@@ -196,5 +280,8 @@ fn a_mask_of_ones_is_no_mask_and_labels_may_be_missing() {
     assert_eq!(unlabelled.keys().collect::<Vec<_>>(), ["logits"]);
     assert_eq!(unlabelled["logits"], run("gpt2", None, Precision::F64, &Chooser::Policy)["logits"]);
     let counted = (0..44).map(|i| i % 11).collect();
-    assert_eq!(with("gpt2", "position_ids", Some((SHAPE, counted))).unwrap(), run("gpt2", None, Precision::F64, &Chooser::Policy));
+    assert_eq!(
+        with("gpt2", "position_ids", Some((SHAPE, counted))).unwrap(),
+        run("gpt2", None, Precision::F64, &Chooser::Policy)
+    );
 }
