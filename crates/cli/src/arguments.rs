@@ -34,6 +34,10 @@ pub enum Command {
     Train(TrainArguments),
     /// Continue a text with a trained model, in any layout
     Generate(GenerateArguments),
+    /// Write a run's model as a directory that other programs read
+    Export(ExportArguments),
+    /// Compute loss, logits and every gradient of a Hugging Face checkpoint for a batch, in any layout
+    Gradients(GradientsArguments),
     /// Say what a configuration would do, without doing it: memory, communication, placements
     Explain(ExplainArguments),
     /// Train some steps in other layouts and on one rank, and measure how far they are apart
@@ -177,6 +181,77 @@ pub struct ExplainArguments {
     #[arg(long)]
     pub program: bool,
     /// Print one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A Hugging Face directory: config.json, model.safetensors, tokenizer.json
+    Safetensors,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx export runs/austen-1 --format safetensors                  into runs/austen-1/safetensors
+  phalanx export runs/austen-1 --format safetensors --out my-model --dtype bf16
+
+`transformers` loads the result by AutoModelForCausalLM.from_pretrained. It does not depend on the layout that trained.")]
+pub struct ExportArguments {
+    /// A run's directory, one of its checkpoints, or a Hugging Face directory
+    #[arg(value_name = "DIR")]
+    pub from: PathBuf,
+    /// Form of the result
+    #[arg(long, value_name = "F")]
+    pub format: ExportFormat,
+    /// Directory to write to [default: safetensors in DIR]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Type of the stored numbers, f64, f32, bf16 or f16 [default: as DIR has them]
+    #[arg(long, value_name = "D")]
+    pub dtype: Option<String>,
+    /// Print a report as one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    F64,
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx gradients --from gpt2 --batch batch.safetensors --out out.safetensors
+  phalanx gradients --from gpt2 --batch batch.safetensors --out out.safetensors --dtype f64 --mesh dp=2,tp=2,pp=2
+
+The batch holds what the model of `transformers` takes: input_ids [batch, seq], attention_mask, labels (-100 is ignored,
+those of a causal model are not shifted)... The result holds loss, logits and the gradient of every parameter by its name,
+whole, whatever the layout. Dropout is off.")]
+pub struct GradientsArguments {
+    /// A Hugging Face directory: config.json and safetensors
+    #[arg(long, value_name = "DIR")]
+    pub from: PathBuf,
+    /// The batch, as safetensors
+    #[arg(long, value_name = "FILE")]
+    pub batch: PathBuf,
+    /// Where to write loss, logits and gradients, as safetensors
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Ranks along each axis (dp, cp, tp, pp); other settings after a semicolon, as num_microbatches=2
+    #[arg(long, value_name = "MESH")]
+    pub mesh: Option<String>,
+    /// Number format to compute in
+    #[arg(long, value_name = "D", default_value = "f32")]
+    pub dtype: Dtype,
+    /// Task, if not the one that the checkpoint was saved for: causal-lm, masked-lm, classify, tag, seq2seq, image-classify, embed
+    #[arg(long, value_name = "T")]
+    pub task: Option<String>,
+    /// Print a report as one JSON document on stdout
     #[arg(long)]
     pub json: bool,
 }

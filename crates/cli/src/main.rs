@@ -6,10 +6,12 @@
 mod arguments;
 mod bench_comm;
 mod explain;
+mod export;
 mod failure;
 #[cfg(feature = "faults")]
 mod faults;
 mod generate;
+mod gradients;
 mod launch;
 mod output;
 mod parity;
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Gradients(arguments) => gradients::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Parity(arguments) => parity::run(&arguments),
         Command::Launch(arguments) => launch::run(&arguments),

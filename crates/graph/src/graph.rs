@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::op::{Init, NormKind, Op, State, StateKind};
+use crate::op::{Buckets, Init, NormKind, Op, State, StateKind};
 
 /// A named dim of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -467,13 +467,14 @@ impl Graph {
         self.float(Op::Rename { from, to }, name, &[x], &dims)
     }
 
-    /// Attention output (and the log-sum-exp it keeps for the backward).
+    /// Attention output (and the log-sum-exp it keeps for the backward). `key_index`: see [`Op::Attention`].
     pub fn attention(
         &mut self,
         name: &str,
         q: ValueId,
         k: ValueId,
         v: ValueId,
+        key_index: Option<ValueId>,
         causal: bool,
         scale: f64,
         dropout: f64,
@@ -482,8 +483,27 @@ impl Graph {
         let key = self.path(name);
         let op = Op::Attention { causal, scale, dropout, key: key.clone() };
         let statistics = &dims[..dims.len() - 1];
-        let node =
-            self.push(op, key, &[q, k, v], &[(&dims, ValueType::Float), (statistics, ValueType::Float)]);
+        let inputs: Vec<ValueId> = [q, k, v].into_iter().chain(key_index).collect();
+        let node = self.push(op, key, &inputs, &[(&dims, ValueType::Float), (statistics, ValueType::Float)]);
+        self.node(node).outputs[0]
+    }
+
+    /// Attention with a bias by relative position: see [`Op::RelativeAttention`].
+    pub fn relative_attention(
+        &mut self,
+        name: &str,
+        [q, k, v, table]: [ValueId; 4],
+        key_index: Option<ValueId>,
+        causal: bool,
+        scale: f64,
+        buckets: Buckets,
+    ) -> ValueId {
+        let dims = self.dims_of(q);
+        let statistics = &dims[..dims.len() - 1];
+        let inputs: Vec<ValueId> = [q, k, v, table].into_iter().chain(key_index).collect();
+        let (op, name) = (Op::RelativeAttention { causal, scale, buckets }, self.path(name));
+        let results = [(&dims[..], ValueType::Float), (statistics, ValueType::Float)];
+        let node = self.push(op, name, &inputs, &results);
         self.node(node).outputs[0]
     }
 

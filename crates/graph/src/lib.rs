@@ -15,7 +15,7 @@ mod signature;
 mod vjp;
 
 pub use graph::{Dim, DimInfo, Graph, GraphError, Node, NodeId, Place, Role, Value, ValueId, ValueType};
-pub use op::{Init, NormKind, Op, State, StateKind};
+pub use op::{Buckets, Init, NormKind, Op, Pointwise, State, StateKind};
 pub use precision::mix_precision;
 pub use recompute::{Recompute, recompute};
 pub use roles::assign_backward_roles;

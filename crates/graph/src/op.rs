@@ -1,6 +1,28 @@
 //! The operations a step is made of. What an operation means on a part of its operands is in `signature`; how fast it
 //! runs is for the kernels.
 
+use std::sync::Arc;
+
+/// A function of one element, beside GELU in its tanh form and SiLU within SwiGLU, which have operations of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pointwise {
+    /// `x Phi(x)`: GELU by the error function (Hendrycks and Gimpel, 2016).
+    GeluErf,
+    /// `max(x, 0)`.
+    Relu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+/// How relative positions share biases (Raffel et al., 2020).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Buckets {
+    /// Distance from which on all share the last one.
+    pub max_distance: usize,
+    /// Whether keys before and behind a query have buckets of their own.
+    pub bidirectional: bool,
+}
+
 /// Which normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NormKind {
@@ -82,6 +104,8 @@ pub enum Op {
     Sum,
     /// `(x, w) -> y`: sum over the last dim of `w` of `x` weighted by `w`, whose dims are a prefix of those of `x`.
     WeightedSum,
+    /// `(y, w) -> x`: `y`, which lacks the last dim of `w`, times each weight along it; the gradient of `WeightedSum`.
+    Spread,
     /// `(x, gain, [bias]) -> y`: normalisation over the last dim.
     Norm {
         /// Which one.
@@ -112,13 +136,18 @@ pub enum Op {
     },
     /// `(x, positions) -> y`: rotary position embedding over the last dim (Su et al., 2021), half-split form.
     Rotary {
-        /// Base of the frequencies.
-        theta: f64,
+        /// Angle per position of each pair.
+        frequencies: Arc<[f64]>,
+        /// Factor on cosine and sine.
+        factor: f64,
         /// Rotate back: the backward.
         inverse: bool,
     },
-    /// `(q, k, v) -> (o, log_sum_exp)`: attention with q `[batch, query, kv_heads, group, head_dim]` and k, v
-    /// `[batch, key, kv_heads, head_dim]`, never holding the score matrix (Dao et al., 2022).
+    /// `(q, k, v, [key_index]) -> (o, log_sum_exp)`: attention with q `[batch, query, kv_heads, group, head_dim]` and
+    /// k, v `[batch, key, kv_heads, head_dim]`, never holding the score matrix (Dao et al., 2022).
+    ///
+    /// `key_index` `[batch, key]` has the position of each key, or -1 for one that no query sees: padding. A query that
+    /// sees no key gets 0.
     Attention {
         /// A query sees keys at its own position and before.
         causal: bool,
@@ -129,7 +158,7 @@ pub enum Op {
         /// Name that keys the random numbers.
         key: String,
     },
-    /// `(q, k, v, o, log_sum_exp, d_o) -> (dq, dk, dv)`.
+    /// `(q, k, v, o, log_sum_exp, d_o, [key_index]) -> (dq, dk, dv)`.
     AttentionBackward {
         /// As in the forward.
         causal: bool,
@@ -140,10 +169,35 @@ pub enum Op {
         /// As in the forward.
         key: String,
     },
+    /// `(q, k, v, table, [key_index]) -> (o, log_sum_exp)`: attention whose scores get a bias by the relative position
+    /// of query and key, from a table `[buckets, kv_heads, group]`.
+    RelativeAttention {
+        /// A query sees keys at its own position and before.
+        causal: bool,
+        /// Factor on the scores, before the bias.
+        scale: f64,
+        /// Which row of the table.
+        buckets: Buckets,
+    },
+    /// `(q, k, v, table, o, log_sum_exp, d_o, [key_index]) -> (dq, dk, dv, d_table)`.
+    RelativeAttentionBackward {
+        /// As in the forward.
+        causal: bool,
+        /// As in the forward.
+        scale: f64,
+        /// As in the forward.
+        buckets: Buckets,
+    },
     /// `(x) -> y`: GELU in its tanh form (Hendrycks and Gimpel, 2016).
     Gelu,
     /// `(x, dy) -> dx`.
     GeluBackward,
+    /// `(x) -> y`: another function of each element.
+    Pointwise(Pointwise),
+    /// `(x, dy) -> dx`.
+    PointwiseBackward(Pointwise),
+    /// `(a, b) -> c`: product of each element of `a` with that of `b`.
+    Multiply,
     /// `(gate, up) -> y`: SiLU(gate) * up (Shazeer, 2020).
     SwiGlu,
     /// `(gate, up, dy) -> (d_gate, d_up)`.
@@ -235,6 +289,7 @@ impl Op {
             Op::Add => "add",
             Op::Sum => "sum",
             Op::WeightedSum => "weighted_sum",
+            Op::Spread => "spread",
             Op::Norm { .. } => "norm",
             Op::AddNorm { .. } => "add_norm",
             Op::NormBackwardInput { .. } => "norm_backward_input",
@@ -242,8 +297,13 @@ impl Op {
             Op::Rotary { .. } => "rotary",
             Op::Attention { .. } => "attention",
             Op::AttentionBackward { .. } => "attention_backward",
+            Op::RelativeAttention { .. } => "relative_attention",
+            Op::RelativeAttentionBackward { .. } => "relative_attention_backward",
             Op::Gelu => "gelu",
             Op::GeluBackward => "gelu_backward",
+            Op::Pointwise(_) => "pointwise",
+            Op::PointwiseBackward(_) => "pointwise_backward",
+            Op::Multiply => "multiply",
             Op::SwiGlu => "swiglu",
             Op::SwiGluBackward => "swiglu_backward",
             Op::Dropout { .. } => "dropout",

@@ -9,7 +9,7 @@ use crate::op::Op;
 /// Rewrites a step, whole with backward and update, to compute in the plan's narrow type (Micikevicius et al., 2018).
 ///
 /// Matrices and tables are read through a [`Op::Cast`] of the parameter; vectors (gains and biases) are read as they
-/// are, for they are small. Whatever the update reads stays wide, so gradients accumulate unrounded.
+/// are, for they are small. Images and constants that enter products are made narrow where they are loaded. Whatever the update reads stays wide, so gradients accumulate unrounded.
 pub fn mix_precision(graph: &mut Graph) {
     let read_by_update: HashSet<ValueId> = nodes(graph)
         .filter(|id| graph.node(*id).role == Role::Update)
@@ -23,6 +23,12 @@ pub fn mix_precision(graph: &mut Graph) {
             continue;
         }
         for (i, input) in node.inputs.iter().enumerate() {
+            if matches!(graph.producer(*input).op, Op::Input | Op::Fill(_))
+                && matches!(node.op, Op::Contract | Op::Multiply)
+                && graph.value(*input).value_type == ValueType::Float
+            {
+                graph.set_value_type(*input, ValueType::Narrow);
+            }
             let is_state = matches!(graph.producer(*input).op, Op::State(_));
             if !is_state || !casts_operand(&node.op, i) {
                 continue;
@@ -81,13 +87,18 @@ fn is_narrow(op: &Op, i: usize, first: Option<ValueType>) -> bool {
         | Op::AttentionBackward { .. }
         | Op::Gelu
         | Op::GeluBackward
+        | Op::Pointwise(_)
+        | Op::PointwiseBackward(_)
+        | Op::Multiply
         | Op::SwiGlu
         | Op::SwiGluBackward
         | Op::Dropout { .. }
         | Op::SumExpBackward { .. } => true,
         // The second result is a statistic.
-        Op::Attention { .. } => i == 0,
-        Op::Rename { .. } | Op::WeightedSum => first == Some(ValueType::Narrow),
+        Op::Attention { .. } | Op::RelativeAttention { .. } => i == 0,
+        // The last result is the gradient of a parameter.
+        Op::RelativeAttentionBackward { .. } => i < 3,
+        Op::Rename { .. } | Op::WeightedSum | Op::Spread => first == Some(ValueType::Narrow),
         _ => false,
     }
 }

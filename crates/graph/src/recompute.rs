@@ -65,7 +65,13 @@ impl Clones<'_> {
             Recompute::Full => true,
             Recompute::Selective => matches!(
                 node.op,
-                Op::Norm { .. } | Op::Gelu | Op::SwiGlu | Op::Dropout { .. } | Op::Rotary { .. }
+                Op::Norm { .. }
+                    | Op::Gelu
+                    | Op::Pointwise(_)
+                    | Op::Multiply
+                    | Op::SwiGlu
+                    | Op::Dropout { .. }
+                    | Op::Rotary { .. }
             ),
         };
         if !interior || !chosen {

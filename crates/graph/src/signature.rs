@@ -72,6 +72,12 @@ impl Signature {
             }
             // Each part of a sum would have the bias.
             Op::Linear => all.iter().copied().filter(|d| !in_every_result(d)).collect(),
+            Op::RelativeAttention { .. } | Op::RelativeAttentionBackward { .. } => {
+                [operands[1].get(1).copied(), last(0), operands[3].first().copied()]
+                    .into_iter()
+                    .flatten()
+                    .collect()
+            }
             Op::Rename { from, to } => vec![*from, *to],
             Op::ClipScale { .. } | Op::Stack | Op::Share => all.clone(),
             _ => vec![],
@@ -94,13 +100,17 @@ impl Signature {
             Op::Embedding
             | Op::Sum
             | Op::WeightedSum
+            | Op::Spread
             | Op::Rotary { .. }
             | Op::Dropout { .. }
             | Op::Rename { .. } => vec![vec![0]],
-            Op::Contract => vec![vec![0], vec![1]],
+            Op::Contract | Op::Multiply => vec![vec![0], vec![1]],
             Op::Linear => vec![vec![0, 2], vec![1, 2]],
             Op::Add | Op::Stack => vec![(0..operands.len()).collect()],
-            Op::EmbeddingBackward | Op::NormBackwardWeight { .. } | Op::GeluBackward => vec![vec![1]],
+            Op::EmbeddingBackward
+            | Op::NormBackwardWeight { .. }
+            | Op::GeluBackward
+            | Op::PointwiseBackward(_) => vec![vec![1]],
             Op::NormBackwardInput { .. } | Op::SwiGluBackward | Op::TokenLossBackward => vec![vec![2]],
             _ => vec![],
         };

@@ -116,6 +116,10 @@ fn derivative(
                 }
             }
         }
+        Op::WeightedSum => {
+            let like = dims(graph, 0);
+            result[0] = Some(single(graph, Op::Spread, "d_rows", &[dy, x[1]], &like));
+        }
         Op::Add => {
             let full = dims(graph, 0);
             for i in (0..x.len()).filter(|i| wants[*i]) {
@@ -139,9 +143,9 @@ fn derivative(
                 result[2] = Some(single(graph, Op::Sum, "d_bias", &[dy], &gain));
             }
         }
-        Op::Rotary { theta, inverse } => {
+        Op::Rotary { frequencies, factor, inverse } => {
             let like = dims(graph, 0);
-            let op = Op::Rotary { theta: *theta, inverse: !inverse };
+            let op = Op::Rotary { frequencies: frequencies.clone(), factor: *factor, inverse: !inverse };
             result[0] = Some(single(graph, op, "d_input", &[dy, x[1]], &like));
         }
         Op::Attention { causal, scale, dropout, key } => {
@@ -149,13 +153,39 @@ fn derivative(
                 Op::AttentionBackward { causal: *causal, scale: *scale, dropout: *dropout, key: key.clone() };
             let like: Vec<Vec<Dim>> = (0..3).map(|i| dims(graph, i)).collect();
             let results: Vec<(&[Dim], ValueType)> = like.iter().map(|d| (&d[..], ValueType::Float)).collect();
-            let inputs = [x[0], x[1], x[2], node.outputs[0], node.outputs[1], dy];
+            let mut inputs = vec![x[0], x[1], x[2], node.outputs[0], node.outputs[1], dy];
+            inputs.extend(&x[3..]);
             let id = graph.push(op, name("d_qkv"), &inputs, &results);
-            result = graph.node(id).outputs.iter().map(|v| Some(*v)).collect();
+            for (d_input, v) in result.iter_mut().zip(&graph.node(id).outputs) {
+                *d_input = Some(*v);
+            }
+        }
+        Op::RelativeAttention { causal, scale, buckets } => {
+            let op = Op::RelativeAttentionBackward { causal: *causal, scale: *scale, buckets: *buckets };
+            let like: Vec<Vec<Dim>> = (0..4).map(|i| dims(graph, i)).collect();
+            let results: Vec<(&[Dim], ValueType)> = like.iter().map(|d| (&d[..], ValueType::Float)).collect();
+            let mut inputs = vec![x[0], x[1], x[2], x[3], node.outputs[0], node.outputs[1], dy];
+            inputs.extend(&x[4..]);
+            let id = graph.push(op, name("d_qkv"), &inputs, &results);
+            for (d_input, v) in result.iter_mut().zip(&graph.node(id).outputs) {
+                *d_input = Some(*v);
+            }
         }
         Op::Gelu => {
             let like = dims(graph, 0);
             result[0] = Some(single(graph, Op::GeluBackward, "d_input", &[x[0], dy], &like));
+        }
+        Op::Pointwise(kind) => {
+            let (like, op) = (dims(graph, 0), Op::PointwiseBackward(*kind));
+            result[0] = Some(single(graph, op, "d_input", &[x[0], dy], &like));
+        }
+        Op::Multiply => {
+            let like = dims(graph, 0);
+            for (i, suffix) in [(0, "d_left"), (1, "d_right")] {
+                if wants[i] {
+                    result[i] = Some(single(graph, Op::Multiply, suffix, &[dy, x[1 - i]], &like));
+                }
+            }
         }
         Op::SwiGlu => {
             let like = dims(graph, 0);

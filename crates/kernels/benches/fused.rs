@@ -94,7 +94,10 @@ fn elementwise<S: Storage<Wide = f32>>(bench: &Bench) {
         });
     }
     let positions: Vec<i32> = (0..ROWS as i32).collect();
-    bench.time("rotary", 2 * len * size, |cpu| rotary(cpu, &a, &positions, 6, 64, 1e4, false, &mut x));
+    let frequencies: Vec<f64> = (0..32).map(|i| 1e4f64.powf(-f64::from(i) / 32.0)).collect();
+    bench.time("rotary", 2 * len * size, |cpu| {
+        rotary(cpu, &a, &positions, 6, &frequencies, 1.0, false, &mut x)
+    });
     let (key, inner) = (Key::new(1, 2, "mask"), (0..WIDTH as u32).collect::<Vec<_>>());
     bench.time("dropout", 2 * len * size, |cpu| {
         dropout(cpu, &a, &mut x, 0.1, &key, |row| (row * WIDTH) as u64, &inner);

@@ -15,6 +15,8 @@ mod activation;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+mod attention_masked;
+mod attention_relative;
 mod cpu;
 mod elementwise;
 mod embedding;
@@ -26,9 +28,11 @@ mod math;
 mod norm;
 mod optimizer;
 mod parts;
+mod pointwise;
 mod random;
 mod reduce;
 mod rotary;
+mod spread;
 mod storage;
 #[cfg(test)]
 mod testing;
@@ -39,6 +43,10 @@ pub use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
 pub use attention::{
     AttentionDropout, AttentionShape, attention_backward, attention_forward, attention_scratch,
 };
+pub use attention_masked::{masked_attention_backward, masked_attention_forward};
+pub use attention_relative::{
+    RelativeBuckets, relative_attention_backward, relative_attention_forward, relative_attention_scratch,
+};
 pub use cpu::{Cpu, InstructionSet};
 pub use elementwise::{accumulate, add, add_bias, cast};
 pub use embedding::{NOT_LOCAL, embedding_backward, embedding_forward};
@@ -48,7 +56,9 @@ pub use layout::{pack, unpack};
 pub use loss::{row_max, sum_exp, sum_exp_backward, token_loss, token_loss_backward};
 pub use norm::{NormKind, add_norm_forward, norm_backward_input, norm_backward_weight, norm_forward};
 pub use optimizer::{AdamStep, SgdStep, adam_in_place, adam_with_copy, sgd_in_place, sgd_with_copy};
+pub use pointwise::{PointwiseKind, multiply, pointwise, pointwise_backward};
 pub use random::{Key, NamedKey, dropout, normal_fill};
 pub use reduce::{sum, sum_squares, weighted_sum};
 pub use rotary::rotary;
+pub use spread::spread;
 pub use storage::Storage;

@@ -1,4 +1,4 @@
-//! Rotary position embedding. Frequencies are plain powers; no scaling schemes for long contexts.
+//! Rotary position embedding by given frequencies: plain powers or one of the scalings for long contexts.
 
 use crate::cpu::Cpu;
 use crate::float::Float;
@@ -10,12 +10,12 @@ use std::ops::Range;
 /// Pairs rotated at a time; their frequencies, sines and cosines sit on the stack.
 const PAIRS: usize = 32;
 
-/// Rotates pairs (i, i + head_dim/2) of each head by position * theta^(-2i / head_dim).
+/// Rotates pairs (i, i + head_dim/2) of each head by position * frequencies\[i\] and scales them by `factor`.
 ///
-/// `inverse` rotates back, which is also the gradient. Angles are computed in `f64`.
+/// `inverse` rotates back, which with the same factor is also the gradient. Angles are computed in `f64`.
 ///
 /// # Shape
-/// `x`, `out` `[rows, heads, head_dim]`, head_dim even; `positions` `[rows]`.
+/// `x`, `out` `[rows, heads, head_dim]`; `positions` `[rows]`; `frequencies` `[head_dim / 2]`.
 ///
 /// # Source
 /// Su et al., "RoFormer", 2021, with the half-split pairing of Hugging Face's Llama.
@@ -24,22 +24,21 @@ pub fn rotary<S: Storage>(
     x: &[S],
     positions: &[i32],
     heads: usize,
-    head_dim: usize,
-    theta: f64,
+    frequencies: &[f64],
+    factor: f64,
     inverse: bool,
     out: &mut [S],
 ) {
+    let (half, head_dim) = (frequencies.len(), 2 * frequencies.len());
     let row_len = heads * head_dim;
     assert_eq!(x.len(), positions.len() * row_len, "x has the wrong length");
     assert_eq!(out.len(), x.len(), "out has the wrong length");
-    assert!(head_dim.is_multiple_of(2), "head_dim must be even");
-    let half = head_dim / 2;
     let direction = if inverse { -1.0 } else { 1.0 };
     for start in (0..half).step_by(PAIRS) {
         let width = PAIRS.min(half - start);
         let mut frequency = [0.0; PAIRS];
         for (i, f) in frequency.iter_mut().enumerate().take(width) {
-            *f = direction * theta.powf(-2.0 * (start + i) as f64 / head_dim as f64);
+            *f = direction * frequencies[start + i];
         }
         cpu.divide(
             positions.len(),
@@ -49,7 +48,7 @@ pub fn rotary<S: Storage>(
             #[inline(always)]
             |rows, out| {
                 let x = rows_of(x, &rows, row_len);
-                rotate_pairs(x, &positions[rows], head_dim, start..start + width, &frequency, out);
+                rotate_pairs(x, &positions[rows], head_dim, start..start + width, &frequency, factor, out);
             },
         );
     }
@@ -63,6 +62,7 @@ fn rotate_pairs<S: Storage>(
     head_dim: usize,
     pairs: Range<usize>,
     frequency: &[f64; PAIRS],
+    factor: f64,
     out: &mut [S],
 ) {
     let (half, width) = (head_dim / 2, pairs.len());
@@ -72,7 +72,7 @@ fn rotate_pairs<S: Storage>(
         let position = f64::from(position);
         for ((c, s), f) in cos.iter_mut().zip(&mut sin).zip(frequency) {
             let (sine, cosine) = math::sin_cos(position * f);
-            (*s, *c) = (S::Wide::from_f64(sine), S::Wide::from_f64(cosine));
+            (*s, *c) = (S::Wide::from_f64(factor * sine), S::Wide::from_f64(factor * cosine));
         }
         for head in (0..row_len).step_by(head_dim) {
             let at = row * row_len + head + pairs.start;
@@ -95,8 +95,10 @@ mod tests {
     use crate::testing::{assert_close, poisoned, random, scalar};
     use proptest::prelude::*;
 
-    fn check<T: Float>(positions: &[i32], heads: usize, half: usize, tolerance: f64) {
+    fn check<T: Float>(positions: &[i32], heads: usize, half: usize, factor: f64, tolerance: f64) {
         let (head_dim, theta) = (2 * half, 10_000.0_f64);
+        let frequencies: Vec<f64> =
+            (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64)).collect();
         let x: Vec<T> = random(1, positions.len() * heads * head_dim);
         let mut expected = vec![0.0; x.len()];
         for (row, &position) in positions.iter().enumerate() {
@@ -105,17 +107,17 @@ mod tests {
                 for i in 0..half {
                     let angle = f64::from(position) * theta.powf(-2.0 * i as f64 / head_dim as f64);
                     let (a, b) = (x[at + i].to_f64(), x[at + half + i].to_f64());
-                    expected[at + i] = a * angle.cos() - b * angle.sin();
-                    expected[at + half + i] = b * angle.cos() + a * angle.sin();
+                    expected[at + i] = factor * (a * angle.cos() - b * angle.sin());
+                    expected[at + half + i] = factor * (b * angle.cos() + a * angle.sin());
                 }
             }
         }
         let mut y = poisoned::<T>(x.len());
-        rotary(&scalar(), &x, positions, heads, head_dim, theta, false, &mut y);
+        rotary(&scalar(), &x, positions, heads, &frequencies, factor, false, &mut y);
         assert_close(&y, &expected, tolerance);
         let mut back = poisoned::<T>(x.len());
-        rotary(&scalar(), &y, positions, heads, head_dim, theta, true, &mut back);
-        let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
+        rotary(&scalar(), &y, positions, heads, &frequencies, factor, true, &mut back);
+        let x: Vec<f64> = x.iter().map(|x| factor * factor * x.to_f64()).collect();
         assert_close(&back, &x, tolerance);
     }
 
@@ -124,9 +126,10 @@ mod tests {
         #[test]
         fn rotates_and_rotates_back(
             positions in prop::collection::vec(0i32..100_000, 0..6), heads in 1usize..4, half in 1usize..70,
+            factor in 0.5..1.5,
         ) {
-            check::<f64>(&positions, heads, half, 1e-14);
-            check::<f32>(&positions, heads, half, 1e-6);
+            check::<f64>(&positions, heads, half, factor, 1e-14);
+            check::<f32>(&positions, heads, half, factor, 1e-6);
         }
     }
 }

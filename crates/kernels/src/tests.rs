@@ -62,6 +62,33 @@ kernel_test!(gelu_everywhere(len in 0..300usize), shows_nan: true,
     gelu(cpu, x, out);
     gelu_backward(cpu, x, dy, dx);
 });
+kernel_test!(pointwise_everywhere(len in 0..300usize, kind in 0..3usize), shows_nan: true,
+(x[len], dy[len]; ) -> (out[len], dx[len]; ), |cpu| {
+    let kind = [PointwiseKind::GeluErf, PointwiseKind::Relu, PointwiseKind::Tanh][kind];
+    pointwise(cpu, kind, x, out);
+    pointwise_backward(cpu, kind, x, dy, dx);
+});
+kernel_test!(multiply_everywhere(len in 0..300usize), shows_nan: true,
+    (a[len], b[len]; ) -> (out[len]; ), |cpu| multiply(cpu, a, b, out));
+kernel_test!(relative_attention_everywhere(q_len in 1..6usize, k_len in 1..7usize, dim in 1..9usize, causal in 0..2usize),
+shows_nan: false, (q[4 * q_len * dim], k[2 * k_len * dim], v[2 * k_len * dim], d_o[4 * q_len * dim]; table[16])
+    -> (o[4 * q_len * dim], dq[4 * q_len * dim], dk[2 * k_len * dim], dv[2 * k_len * dim]; d_table[16]), |cpu| {
+    let buckets = RelativeBuckets { num: 8, max_distance: 6, bidirectional: causal == 0 };
+    let (q_index, k_index) = ((0..q_len as u32).collect::<Vec<_>>(), (0..k_len as u32).collect::<Vec<_>>());
+    let shape = AttentionShape {
+        batch: 1, q_len, k_len, kv_heads: 2, group: 2, head_dim: dim, q_index: &q_index, k_index: &k_index,
+        k_size: k_len, causal: causal == 1, scale: 0.5, dropout: None,
+    };
+    let table: Vec<_> = table.iter().chain(table).copied().collect();
+    let mut all = vec![float(0.0); 32];
+    let mut lse = vec![float(0.0); 4 * q_len];
+    let mut scratch = vec![float(0.0); relative_attention_scratch(&shape)];
+    relative_attention_forward(&shape, &buckets, &table, None, q, k, v, o, &mut lse, &mut scratch);
+    relative_attention_backward(
+        &shape, &buckets, &table, None, q, k, v, o, &lse, d_o, dq, dk, dv, &mut all, &mut scratch,
+    );
+    d_table.copy_from_slice(&all[..16]);
+});
 kernel_test!(swiglu_everywhere(len in 0..300usize), shows_nan: true,
 (gate[len], up[len], d_out[len]; ) -> (out[len], d_gate[len], d_up[len]; ), |cpu| {
     swiglu(cpu, gate, up, out);
@@ -75,7 +102,8 @@ kernel_test!(dropout_everywhere(rows in 0..9usize, width in 1..600usize, step in
 kernel_test!(rotary_everywhere(rows in 0..9usize, heads in 1..4usize, half in 1..40usize, inverse in 0..2usize),
 shows_nan: true, (x[rows * heads * half * 2]; ) -> (out[rows * heads * half * 2]; ), |cpu| {
     let positions: Vec<i32> = (0..rows as i32).map(|row| row * 37).collect();
-    rotary(cpu, x, &positions, heads, 2 * half, 1e4, inverse == 1, out);
+    let frequencies: Vec<f64> = (0..half).map(|i| 1e4f64.powf(-(i as f64) / half as f64)).collect();
+    rotary(cpu, x, &positions, heads, &frequencies, 1.1, inverse == 1, out);
 });
 kernel_test!(embedding_everywhere(n in 0..40usize, width in 0..30usize, vocab in 1..12usize), shows_nan: false,
 (table[vocab.div_ceil(2) * width], d_out[n * width]; )
@@ -107,6 +135,8 @@ kernel_test!(sums_everywhere(outer in 0..5usize, reduced in 0..40usize, inner in
     weighted_sum(cpu, x, weights, outer, reduced, inner, weighted);
     squares[0] = sum_squares(cpu, x);
 });
+kernel_test!(spread_everywhere(outer in 0..9usize, n in 1..9usize, inner in 1..60usize), shows_nan: outer > 0,
+    (y[outer * inner]; weights[outer * n]) -> (out[outer * n * inner]; ), |cpu| spread(cpu, y, weights, outer, n, inner, out));
 kernel_test!(sums_of_rows_everywhere(outer in 0..40usize, reduced in 0..200usize), shows_nan: reduced > 0,
 (x[outer * reduced]; ) -> (; sums[outer], squares[1]), |cpu| {
     sum(cpu, x, outer, reduced, 1, sums);

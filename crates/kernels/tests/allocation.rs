@@ -75,6 +75,7 @@ fn kernels_allocate_nothing() {
     cast(&cpu, &a, &mut half);
     sum(&cpu, &a, 2, 3, width, &mut x[..2 * width]);
     weighted_sum(&cpu, &a, column, 1, rows, width, &mut x[..width]);
+    spread(&cpu, row, column, 1, rows, width, x);
     std::hint::black_box(sum_squares(&cpu, &a));
     pack(&cpu, &a, 2, 3, width, x);
     unpack(&cpu, &a, 2, 3, width, x);
@@ -90,7 +91,10 @@ fn kernels_allocate_nothing() {
     }
     embedding_forward(&cpu, &ids, &index, &a, width, x);
     embedding_backward(&cpu, &ids, &index, &a, width, x);
-    rotary(&cpu, &a, &ids, 1, width, 1e4, false, x);
+    rotary(&cpu, &a, &ids, 1, &[1.0, 0.5, 0.25, 0.125, 0.0625], 1.0, false, x);
+    pointwise(&cpu, PointwiseKind::GeluErf, &a, x);
+    pointwise_backward(&cpu, PointwiseKind::GeluErf, &a, &b, x);
+    multiply(&cpu, &a, &b, x);
     dropout(&cpu, &a, x, 0.5, &key, |row| (row * width) as u64, &index);
     normal_fill(&cpu, &key, 3, 0.1, x);
     row_max(&cpu, &a, &index, width, &mut x[..rows]);
@@ -104,5 +108,21 @@ fn kernels_allocate_nothing() {
     sgd_in_place(&cpu, &sgd_step, 1.0, x, &a, y);
     attention_forward(&cpu, &shape, &a, &b, &a, x, &mut y[..rows], &mut scratch);
     attention_backward(&cpu, &shape, &a, &b, &a, &b, column, &a, x, y, z, &mut scratch);
+    masked_attention_forward(&cpu, &shape, &index[..rows], &a, &b, &a, x, &mut y[..rows], &mut scratch);
+    masked_attention_backward(
+        &cpu,
+        &shape,
+        &index[..rows],
+        &a,
+        &b,
+        &a,
+        &b,
+        column,
+        &a,
+        x,
+        y,
+        z,
+        &mut scratch,
+    );
     assert_eq!(ALLOCATIONS.get() - before, 0);
 }

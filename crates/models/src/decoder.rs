@@ -1,8 +1,11 @@
 //! Decoder-only language models in the style of GPT-2 (Radford et al., 2019) and LLaMA (Touvron et al., 2023).
 
+use std::sync::Arc;
+
 use graph::{Dim, Graph, Init, NormKind, Op, Place, ValueId};
 
 use crate::attention;
+use crate::pointwise::Activation;
 
 /// Style of a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -11,6 +14,32 @@ pub enum Family {
     Gpt2,
     /// RMSNorm, rotary positions, SwiGLU, grouped key-value heads, no biases.
     Llama,
+}
+
+/// What the rotary embedding multiplies positions with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rotation {
+    /// Angle per position of each pair: half a head's width of them.
+    pub frequencies: Arc<[f64]>,
+    /// Factor on cosine and sine.
+    pub factor: f64,
+}
+
+/// In what a published checkpoint departs from its family's usual form. The default departs in nothing.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Variant {
+    /// Activation of GPT-2's feed-forward blocks.
+    pub activation: Activation,
+    /// Whether LLaMA's attention projections have biases.
+    pub attention_bias: bool,
+    /// Whether LLaMA's feed-forward projections have biases.
+    pub mlp_bias: bool,
+    /// Frequencies other than the powers of `rope_theta`: scaled for long contexts.
+    pub rotation: Option<Rotation>,
+    /// Whether attention scores are left as they are, instead of divided by the root of the head's width.
+    pub unscaled_attention: bool,
+    /// Whether the scores of layer L (from 0) are divided by L + 1.
+    pub scale_by_layer: bool,
 }
 
 /// Shape and style of a decoder.
@@ -42,6 +71,8 @@ pub struct Decoder {
     pub rope_theta: f64,
     /// Added under the root of the norms.
     pub norm_eps: f64,
+    /// What is unusual.
+    pub variant: Variant,
 }
 
 /// What can be wrong with a model's shape.
@@ -98,6 +129,8 @@ pub(crate) struct Dims {
 pub(crate) struct Inputs {
     pub tokens: ValueId,
     pub positions: ValueId,
+    /// Position of each key, or -1 if it is padding; none if there is no padding.
+    pub key_index: Option<ValueId>,
 }
 
 const STD: f64 = 0.02;
@@ -171,7 +204,7 @@ impl Decoder {
         for layer in 0..self.num_layers {
             g.set_place(Place::Layer(layer + 1));
             x = g.scoped(&format!("layers.{layer}"), |g| {
-                let x = g.scoped("attention", |g| attention::block(self, g, d, inputs, x));
+                let x = g.scoped("attention", |g| attention::block(self, g, d, inputs, layer, x));
                 g.scoped("mlp", |g| self.mlp_block(g, d, x))
             });
             g.mark_stream(x);
@@ -217,27 +250,47 @@ impl Decoder {
         })
     }
 
-    /// A projection by `name`.weight, with a bias in GPT-2 style. `weight` and `result` are dims.
+    /// A projection by `name`.weight, with a bias if its dims are given. `weight` and `result` are dims.
     pub(crate) fn project(
         &self,
         g: &mut Graph,
         name: &str,
         x: ValueId,
         weight: &[Dim],
-        bias: &[Dim],
+        bias: Option<&[Dim]>,
         result: &[Dim],
         std: f64,
     ) -> ValueId {
         g.scoped(name, |g| {
             let w = g.parameter("weight", weight, Init::Normal { std }, true);
             let y = g.contract("", x, w, result);
-            if self.family == Family::Gpt2 {
-                let b = g.parameter("bias", bias, Init::Zeros, false);
-                g.add("biased", &[y, b])
-            } else {
-                y
+            match bias {
+                Some(bias) => {
+                    let b = g.parameter("bias", bias, Init::Zeros, false);
+                    g.add("biased", &[y, b])
+                }
+                None => y,
             }
         })
+    }
+
+    /// Whether attention's projections have biases.
+    pub(crate) fn has_attention_bias(&self) -> bool {
+        self.family == Family::Gpt2 || self.variant.attention_bias
+    }
+
+    /// What positions are multiplied with.
+    pub(crate) fn rotation(&self) -> Rotation {
+        self.variant.rotation.clone().unwrap_or_else(|| {
+            let power = |i: usize| self.rope_theta.powf(-2.0 * i as f64 / self.head_dim as f64);
+            Rotation { frequencies: (0..self.head_dim / 2).map(power).collect(), factor: 1.0 }
+        })
+    }
+
+    /// Factor on the attention scores of a layer.
+    pub(crate) fn attention_scale(&self, layer: usize) -> f64 {
+        let scale = if self.variant.unscaled_attention { 1.0 } else { 1.0 / (self.head_dim as f64).sqrt() };
+        if self.variant.scale_by_layer { scale / (layer + 1) as f64 } else { scale }
     }
 
     /// Spread of the projections that end a residual branch: GPT-2 shrinks it with depth, so that the stream's
@@ -252,19 +305,22 @@ impl Decoder {
     fn mlp_block(&self, g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
         let normed = self.norm(g, d, x);
         let hidden = [d.batch, d.seq, d.mlp];
+        let has_bias = self.family == Family::Gpt2 || self.variant.mlp_bias;
+        let bias = has_bias.then_some(&hidden[2..]);
         let inner = match self.family {
             Family::Gpt2 => {
-                let up = self.project(g, "up", normed, &[d.embed, d.mlp], &[d.mlp], &hidden, STD);
-                g.elementwise(Op::Gelu, "gelu", &[up])
+                let up = self.project(g, "up", normed, &[d.embed, d.mlp], bias, &hidden, STD);
+                self.variant.activation.write(g, up)
             }
             Family::Llama => {
-                let gate = self.project(g, "gate", normed, &[d.embed, d.mlp], &[d.mlp], &hidden, STD);
-                let up = self.project(g, "up", normed, &[d.embed, d.mlp], &[d.mlp], &hidden, STD);
+                let gate = self.project(g, "gate", normed, &[d.embed, d.mlp], bias, &hidden, STD);
+                let up = self.project(g, "up", normed, &[d.embed, d.mlp], bias, &hidden, STD);
                 g.elementwise(Op::SwiGlu, "swiglu", &[gate, up])
             }
         };
         let stream = [d.batch, d.seq, d.embed];
-        let y = self.project(g, "down", inner, &[d.mlp, d.embed], &[d.embed], &stream, self.residual_std());
+        let bias = has_bias.then_some(&stream[2..]);
+        let y = self.project(g, "down", inner, &[d.mlp, d.embed], bias, &stream, self.residual_std());
         let y = g.dropout("dropout", y, self.dropout);
         g.add("residual", &[x, y])
     }

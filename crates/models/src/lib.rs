@@ -6,10 +6,24 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod bert;
 mod decoder;
+mod encoder;
 mod optimizer;
+mod parts;
+mod pointwise;
 mod step;
+mod t5;
+mod task;
+mod vit;
 
-pub use decoder::{Decoder, Family, ModelError};
+pub use bert::{Bert, BertHead};
+pub use decoder::{Decoder, Family, ModelError, Rotation, Variant};
+pub use encoder::Encoder;
 pub use optimizer::{Optimizer, OptimizerKind};
+pub use parts::Widths;
+pub use pointwise::Activation;
 pub use step::{Precision, Step, evaluate_step, next_token_step, train_step};
+pub use t5::{FeedForward, T5};
+pub use task::{Forward, Given, Loss, Model, gradients_step, logits_step};
+pub use vit::Vit;

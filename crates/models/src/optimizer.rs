@@ -48,21 +48,9 @@ impl Optimizer {
         num_tokens: ValueId,
         loss_scale: Option<ValueId>,
     ) {
-        g.set_role(Role::Update);
-        let mut parameters: Vec<(String, ValueId, ValueId, bool)> = Vec::new();
-        for (parameter, uses) in &cotangents.leaves {
-            let Op::State(state) = &g.producer(*parameter).op else { unreachable!("a leaf is a state") };
-            let (name, decay) = (state.name.clone(), state.decay);
-            g.set_place(Place::Holders(*parameter));
-            let dims = g.value(*parameter).dims.clone();
-            let node = g.push(Op::Add, format!("{name}.gradient"), uses, &[(&dims, ValueType::Float)]);
-            let gradient = g.node(node).outputs[0];
-            g.mark_output(&format!("gradient:{name}"), gradient);
-            parameters.push((name, *parameter, gradient, decay));
-        }
-        parameters.sort_by(|a, b| a.0.cmp(&b.0));
+        let parameters = sum_uses(g, cotangents);
         let mut statistics = vec![loss, num_tokens];
-        for (name, parameter, gradient, _) in &parameters {
+        for Gradient { name, parameter, gradient, .. } in &parameters {
             g.set_place(Place::Holders(*parameter));
             let node = g.push(
                 Op::SumSquares,
@@ -80,7 +68,7 @@ impl Optimizer {
         let [scale, grad_norm] = g.node(node).outputs[..] else { unreachable!("two results") };
         g.mark_output("grad_norm", grad_norm);
         let (lr, step) = (g.scalar("lr", &[]), g.scalar("step", &[]));
-        for (name, parameter, gradient, decay) in parameters {
+        for Gradient { name, parameter, gradient, decay } in parameters {
             g.set_place(Place::Holders(parameter));
             let dims = g.value(parameter).dims.clone();
             let moment = |g: &mut Graph, kind: &str| {
@@ -115,6 +103,33 @@ impl Optimizer {
             g.push(op, format!("{name}.update"), &inputs, &results);
         }
     }
+}
+
+/// A parameter and the sum of its gradients over its uses.
+pub(crate) struct Gradient {
+    pub name: String,
+    pub parameter: ValueId,
+    pub gradient: ValueId,
+    /// Whether weight decay applies.
+    pub decay: bool,
+}
+
+/// The gradient of every leaf as the output `gradient:NAME`, in the order of names.
+pub(crate) fn sum_uses(g: &mut Graph, cotangents: &Cotangents) -> Vec<Gradient> {
+    g.set_role(Role::Update);
+    let mut gradients: Vec<Gradient> = Vec::new();
+    for (parameter, uses) in &cotangents.leaves {
+        let Op::State(state) = &g.producer(*parameter).op else { unreachable!("a leaf is a state") };
+        let (name, decay) = (state.name.clone(), state.decay);
+        g.set_place(Place::Holders(*parameter));
+        let dims = g.value(*parameter).dims.clone();
+        let node = g.push(Op::Add, format!("{name}.gradient"), uses, &[(&dims, ValueType::Float)]);
+        let gradient = g.node(node).outputs[0];
+        g.mark_output(&format!("gradient:{name}"), gradient);
+        gradients.push(Gradient { name, parameter: *parameter, gradient, decay });
+    }
+    gradients.sort_by(|a, b| a.name.cmp(&b.name));
+    gradients
 }
 
 /// Scalars side by side on every rank, as the output `statistics`.

@@ -4,6 +4,7 @@ use graph::{Graph, GraphError, Op, Place, Recompute, Role, StateKind, ValueId, V
 
 use crate::decoder::{Decoder, Inputs};
 use crate::optimizer::{Optimizer, stack};
+use crate::task::{Given, Loss, Model};
 
 /// Extents of a step, over all ranks and microbatches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,27 +28,9 @@ pub enum Precision {
     Scaled,
 }
 
-struct Loss {
-    nll: ValueId,
-    sum: ValueId,
-    num_tokens: ValueId,
-}
-
 fn forward(model: &Decoder, g: &mut Graph, step: Step) -> Loss {
-    g.set_role(Role::Forward);
-    let d = model.dims(g, step.batch, step.sequence_length);
-    g.set_place(Place::Everywhere);
-    let tokens = g.input("tokens", &[d.batch, d.seq], ValueType::Int);
-    let positions = g.input("positions", &[d.batch, d.seq], ValueType::Int);
-    let targets = g.input("targets", &[d.batch, d.seq], ValueType::Int);
-    let weights = g.input("weights", &[d.batch, d.seq], ValueType::Float);
-    let (x, table) = model.body(g, &d, &Inputs { tokens, positions });
-    let x = model.final_norm(g, &d, x);
-    let logits = model.logits(g, &d, x, table, &[d.batch, d.seq, d.vocab]);
-    g.scoped("loss", |g| {
-        let nll = g.token_loss("nll", logits, targets, weights);
-        Loss { nll, sum: g.sum("sum", nll, &[]), num_tokens: g.sum("num_tokens", weights, &[]) }
-    })
+    let given = Given { key_index: false, labels: true };
+    model.forward(g, step, &given).loss.expect("labels are given")
 }
 
 /// Forward, backward and update. Outputs: `statistics` (`[loss sum, number of tokens, squared norms...]`), `grad_norm`,
@@ -102,7 +85,7 @@ pub fn next_token_step(model: &Decoder, step: Step, precision: Precision) -> Gra
     let tokens = g.input("tokens", &[d.batch, d.seq], ValueType::Int);
     let positions = g.input("positions", &[d.batch, d.seq], ValueType::Int);
     let select = g.input("select", &[d.batch, d.seq], ValueType::Float);
-    let (x, table) = model.body(&mut g, &d, &Inputs { tokens, positions });
+    let (x, table) = model.body(&mut g, &d, &Inputs { tokens, positions, key_index: None });
     let x = model.final_norm(&mut g, &d, x);
     let chosen = g.weighted_sum("head.chosen", x, select);
     let logits = model.logits(&mut g, &d, chosen, table, &[d.batch, d.vocab]);
@@ -114,7 +97,7 @@ pub fn next_token_step(model: &Decoder, step: Step, precision: Precision) -> Gra
     g
 }
 
-fn mix(g: &mut Graph, precision: Precision) {
+pub(crate) fn mix(g: &mut Graph, precision: Precision) {
     if precision != Precision::Uniform {
         graph::mix_precision(g);
     }

@@ -56,11 +56,13 @@
 #![forbid(unsafe_code)]
 
 pub use ::train::TrainError;
-pub use ::train::config::{Config, ConfigError};
+pub use ::train::config::{Config, ConfigError, Precision};
 pub use ::train::explain::{
     Communication, Explanation, ParameterPlacement, RankBytes, StageListing, explain, listing,
 };
+pub use ::train::export::{ExportOptions, ExportReport, export};
 pub use ::train::generate::{GenerateOptions, generate};
+pub use ::train::gradients::{GradientsOptions, GradientsReport, gradients};
 pub use ::train::parity_report::{LayoutReport, ParityReport, all_layouts, compare, compare_in};
 pub use ::train::prepare::{DataReport, prepare};
 pub use ::train::trainer::{EvaluationReport, Event, Prepared, RunOptions, StepReport, Summary, train};

@@ -22,6 +22,7 @@ fn decoder(family: Family, tied: bool) -> Decoder {
         dropout: 0.1,
         rope_theta: 10000.0,
         norm_eps: 1e-5,
+        variant: models::Variant::default(),
     }
 }
 

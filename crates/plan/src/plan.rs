@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use graph::{Dim, Graph, Place, StateKind, ValueId};
+use graph::{Dim, Graph, Place, Role, StateKind, ValueId};
 use memory::DType;
 use mesh::{Axis, DimDigits, Mesh, Placement};
 use schedule::Schedule;
@@ -121,7 +121,9 @@ impl Plan {
         }
         let stage_of_layer = cut_stages(graph, parallel)?;
         let generate = |m: usize| schedule::generate(&parallel.schedule, parallel.pp, m, parallel.chunks);
-        let schedule = if graph.output("grad_norm").is_some() {
+        let is_backward =
+            |id: &graph::NodeId| matches!(graph.node(*id).role, Role::BackwardInput | Role::BackwardWeight);
+        let schedule = if graph.order().iter().any(is_backward) {
             generate(parallel.num_microbatches)?
         } else {
             // Evaluation needs no particular order, but stages must lie where training has them: states are shared.
@@ -311,11 +313,13 @@ fn gcd(a: usize, b: usize) -> usize {
 /// For each axis, the dims it may split, most preferred first.
 fn homes(graph: &Graph, parallel: &Parallel) -> [Vec<Dim>; Axis::COUNT] {
     let find = |names: &[&str]| -> Vec<Dim> { names.iter().filter_map(|n| graph.find_dim(n)).collect() };
-    let seq: &[&str] = if parallel.sequence { &["seq"] } else { &[] };
+    // A decoder beside an encoder has positions of its own.
+    let positions = ["seq", "target_seq"];
+    let seq: &[&str] = if parallel.sequence { &positions } else { &[] };
     let mut homes: [Vec<Dim>; Axis::COUNT] = Default::default();
     homes[Axis::Dp.index()] = find(&["batch"]);
     homes[Axis::Mb.index()] = find(&["batch"]);
-    homes[Axis::Cp.index()] = find(&["seq"]);
+    homes[Axis::Cp.index()] = find(&positions);
     homes[Axis::Tp.index()] = find(&[&["kv_heads", "mlp", "vocab"], seq].concat());
     homes[Axis::TpInner.index()] = find(&[&["group", "mlp", "vocab"], seq].concat());
     homes

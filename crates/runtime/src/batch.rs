@@ -1,5 +1,6 @@
 //! Where batches come from. How they are made is the business of others.
 
+use half::{bf16, f16};
 use mesh::Tile;
 
 use crate::error::RuntimeError;
@@ -12,6 +13,10 @@ pub enum Destination<'a> {
     F32(&'a mut [f32]),
     /// Weights in double precision.
     F64(&'a mut [f64]),
+    /// What mixed precision multiplies.
+    BF16(&'a mut [bf16]),
+    /// The same in half precision.
+    F16(&'a mut [f16]),
 }
 
 /// The batch of one step, read in parts.

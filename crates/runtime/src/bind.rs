@@ -9,7 +9,7 @@ use memory::DType;
 use mesh::Coord;
 use plan::{Buffer, BufferId, Instruction, Plan, Program};
 
-use crate::kernel::{Attention, AttentionKeys, Gemm, Kernel};
+use crate::kernel::{Attention, AttentionKeys, Gemm, Kernel, RelativeAttention};
 use crate::tables;
 
 /// What binding needs to know of the rank.
@@ -28,6 +28,10 @@ pub fn scratch_bytes(plan: &Plan, program: &Program, threads: usize) -> usize {
         match op {
             Op::Attention { .. } | Op::AttentionBackward { .. } => {
                 binder.attention(op, &operands).scratch(threads) * plan.float.size_bytes()
+            }
+            Op::RelativeAttention { .. } | Op::RelativeAttentionBackward { .. } => {
+                let attention = binder.attention(op, &operands);
+                kernels::relative_attention_scratch(&attention.shape(0, 0, 0)) * plan.float.size_bytes()
             }
             Op::Contract | Op::Linear => {
                 let Gemm { m, n, k, .. } =
@@ -98,6 +102,15 @@ impl Binder<'_> {
                     inner: self.shape(operands[0])[weights.len()..].iter().product(),
                 }
             }
+            Op::Spread => {
+                let weights = self.shape(operands[1]);
+                let n = weights.last().copied().unwrap_or(1);
+                Kernel::Spread {
+                    outer: weights[..weights.len() - 1].iter().product(),
+                    n,
+                    inner: self.shape(results[0])[weights.len()..].iter().product(),
+                }
+            }
             Op::Norm { kind, eps } => Kernel::Norm { kind: norm_kind(*kind), eps: *eps },
             Op::AddNorm { kind, eps } => Kernel::AddNorm { kind: norm_kind(*kind), eps: *eps },
             Op::NormBackwardInput { kind, eps } => {
@@ -106,15 +119,24 @@ impl Binder<'_> {
             Op::NormBackwardWeight { kind, eps } => {
                 Kernel::NormBackwardWeight { kind: norm_kind(*kind), eps: *eps }
             }
-            Op::Rotary { theta, inverse } => {
+            Op::Rotary { frequencies, factor, inverse } => {
                 let shape = self.shape(operands[0]);
                 let heads = shape[2..shape.len() - 1].iter().product();
-                Kernel::Rotary { heads, head_dim: last(operands[0]), theta: *theta, inverse: *inverse }
+                Kernel::Rotary { heads, frequencies: frequencies.clone(), factor: *factor, inverse: *inverse }
             }
             Op::Attention { .. } => Kernel::Attention(self.attention(op, operands)),
             Op::AttentionBackward { .. } => Kernel::AttentionBackward(self.attention(op, operands)),
+            Op::RelativeAttention { buckets, .. } => {
+                Kernel::RelativeAttention(self.relative_attention(op, buckets, operands))
+            }
+            Op::RelativeAttentionBackward { buckets, .. } => {
+                Kernel::RelativeAttentionBackward(self.relative_attention(op, buckets, operands))
+            }
             Op::Gelu => Kernel::Gelu,
             Op::GeluBackward => Kernel::GeluBackward,
+            Op::Pointwise(kind) => Kernel::Pointwise(pointwise_kind(*kind)),
+            Op::PointwiseBackward(kind) => Kernel::PointwiseBackward(pointwise_kind(*kind)),
+            Op::Multiply => Kernel::Multiply,
             Op::SwiGlu => Kernel::SwiGlu,
             Op::SwiGluBackward => Kernel::SwiGluBackward,
             Op::Dropout { p, key } => {
@@ -223,11 +245,27 @@ impl Binder<'_> {
         )
     }
 
+    fn relative_attention(
+        &self,
+        op: &Op,
+        buckets: &graph::Buckets,
+        operands: &[&Buffer],
+    ) -> Box<RelativeAttention> {
+        let buckets = kernels::RelativeBuckets {
+            num: self.shape(operands[3])[0],
+            max_distance: buckets.max_distance,
+            bidirectional: buckets.bidirectional,
+        };
+        Box::new(RelativeAttention { attention: self.attention(op, operands), buckets })
+    }
+
     fn attention(&self, op: &Op, operands: &[&Buffer]) -> Attention {
-        let (Op::Attention { causal, scale, dropout, key }
-        | Op::AttentionBackward { causal, scale, dropout, key }) = op
-        else {
-            unreachable!("called for attention")
+        let (causal, scale, dropout) = match op {
+            Op::Attention { causal, scale, dropout, key }
+            | Op::AttentionBackward { causal, scale, dropout, key } => (causal, scale, Some((dropout, key))),
+            Op::RelativeAttention { causal, scale, .. }
+            | Op::RelativeAttentionBackward { causal, scale, .. } => (causal, scale, None),
+            _ => unreachable!("called for attention"),
         };
         let (q, k) = (operands[0], operands[1]);
         let (shape, keys) = (self.shape(q), self.shape(k));
@@ -243,9 +281,10 @@ impl Binder<'_> {
             q_index: table(q, 1),
             k_index: table(k, 1),
             k_size: size(k, 1),
+            masked: operands.iter().any(|b| b.dtype == DType::I32),
             causal: *causal,
             scale: *scale,
-            dropout: (*dropout > 0.0).then(|| AttentionKeys {
+            dropout: dropout.filter(|(p, _)| **p > 0.0).map(|(dropout, key)| AttentionKeys {
                 p: *dropout,
                 key: Key::for_name(key),
                 batch_index: self.by_microbatch(q, q.dims[0]),
@@ -254,6 +293,14 @@ impl Binder<'_> {
                 sizes: [size(q, 2), size(q, 3), size(q, 1)],
             }),
         }
+    }
+}
+
+fn pointwise_kind(kind: graph::Pointwise) -> kernels::PointwiseKind {
+    match kind {
+        graph::Pointwise::GeluErf => kernels::PointwiseKind::GeluErf,
+        graph::Pointwise::Relu => kernels::PointwiseKind::Relu,
+        graph::Pointwise::Tanh => kernels::PointwiseKind::Tanh,
     }
 }
 

@@ -41,7 +41,11 @@ impl Call<'_> {
             let region = self.executor.write(self.bound, *id, self.slot)?;
             results.push(Target { region, dtype: self.bound.program.buffer(*id).dtype });
         }
-        let operands = Operands { floats: &floats, ints: ints.as_ref().map_or(&[][..], |r| r.as_slice()) };
+        let operands = Operands {
+            floats: &floats,
+            ints: ints.as_ref().map_or(&[][..], |r| r.as_slice()),
+            indices: ints.as_ref().map_or(&[][..], |r| r.as_slice()),
+        };
         let mut scratch = self.executor.arena.write(self.executor.scratch)?;
         kernel.run::<S>(&self.context, self.microbatch, &operands, &mut results, &mut scratch);
         Ok(())

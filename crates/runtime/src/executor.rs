@@ -298,7 +298,9 @@ impl Executor {
                     let to = match bound.program.buffer(*output).dtype {
                         DType::I32 => Destination::I32(region.as_mut_slice()),
                         DType::F64 => Destination::F64(region.as_mut_slice()),
-                        _ => Destination::F32(region.as_mut_slice()),
+                        DType::BF16 => Destination::BF16(region.as_mut_slice()),
+                        DType::F16 => Destination::F16(region.as_mut_slice()),
+                        DType::F32 => Destination::F32(region.as_mut_slice()),
                     };
                     batch.load(input, &tiles[microbatch], to)?;
                 }

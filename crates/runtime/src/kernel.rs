@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use kernels::{AdamStep, Base, Cpu, Float, NamedKey, NormKind, SgdStep, Storage};
+use kernels::{
+    AdamStep, Base, Cpu, Float, NamedKey, NormKind, PointwiseKind, RelativeBuckets, SgdStep, Storage,
+};
 use memory::{DType, Element, Region, RegionMut};
 
 use crate::executor::StepContext;
@@ -19,9 +21,18 @@ pub(crate) struct Attention {
     pub q_index: Arc<[u32]>,
     pub k_index: Arc<[u32]>,
     pub k_size: usize,
+    /// Whether an operand says which keys each sequence has.
+    pub masked: bool,
     pub causal: bool,
     pub scale: f64,
     pub dropout: Option<AttentionKeys>,
+}
+
+/// Attention with biases by relative position.
+#[derive(Debug)]
+pub(crate) struct RelativeAttention {
+    pub attention: Attention,
+    pub buckets: RelativeBuckets,
 }
 
 /// What keys the random numbers of attention dropout.
@@ -67,6 +78,11 @@ pub(crate) enum Kernel {
         reduced: usize,
         inner: usize,
     },
+    Spread {
+        outer: usize,
+        n: usize,
+        inner: usize,
+    },
     Norm {
         kind: NormKind,
         eps: f64,
@@ -85,14 +101,19 @@ pub(crate) enum Kernel {
     },
     Rotary {
         heads: usize,
-        head_dim: usize,
-        theta: f64,
+        frequencies: Arc<[f64]>,
+        factor: f64,
         inverse: bool,
     },
     Attention(Attention),
     AttentionBackward(Attention),
+    RelativeAttention(Box<RelativeAttention>),
+    RelativeAttentionBackward(Box<RelativeAttention>),
     Gelu,
     GeluBackward,
+    Pointwise(PointwiseKind),
+    PointwiseBackward(PointwiseKind),
+    Multiply,
     SwiGlu,
     SwiGluBackward,
     /// `outer`: for each outer dim, one table per microbatch.
@@ -148,6 +169,8 @@ impl<S: Storage<Wide: Element> + Element> Stored for S {}
 pub(crate) struct Operands<'a> {
     pub floats: &'a [(Region<'a>, DType)],
     pub ints: &'a [i32],
+    /// The same as indices: -1 is the largest one, which no dim has.
+    pub indices: &'a [u32],
 }
 
 impl Operands<'_> {
@@ -230,6 +253,9 @@ impl Kernel {
                 let (rows, weights) = (x.get::<S>(0), x.get(1));
                 kernels::weighted_sum(cpu, rows, weights, *outer, *reduced, *inner, results[0].get());
             }
+            Kernel::Spread { outer, n, inner } => {
+                kernels::spread::<S>(cpu, x.get(0), x.get(1), *outer, *n, *inner, results[0].get());
+            }
             Kernel::Norm { kind, eps } => {
                 let bias = (x.floats.len() > 2).then(|| x.get(2));
                 kernels::norm_forward::<S>(cpu, *kind, *eps, x.get(0), x.get(1), bias, results[0].get());
@@ -247,36 +273,65 @@ impl Kernel {
             Kernel::NormBackwardWeight { kind, eps } => {
                 kernels::norm_backward_weight::<S>(cpu, *kind, *eps, x.get(0), x.get(1), results[0].get());
             }
-            Kernel::Rotary { heads, head_dim, theta, inverse } => {
+            Kernel::Rotary { heads, frequencies, factor, inverse } => {
                 let out = results[0].get();
-                kernels::rotary::<S>(cpu, x.get(0), ids, *heads, *head_dim, *theta, *inverse, out);
+                kernels::rotary::<S>(cpu, x.get(0), ids, *heads, frequencies, *factor, *inverse, out);
             }
             Kernel::Attention(attention) => {
                 let shape = attention.shape(context.seed, context.step, microbatch);
                 let [o, lse] = results else { unreachable!("two results") };
                 let (q, k, v, scratch) = (x.get(0), x.get(1), x.get(2), scratch.as_mut_slice());
-                kernels::attention_forward::<S>(cpu, &shape, q, k, v, o.get(), lse.get(), scratch);
+                let (o, lse) = (o.get(), lse.get());
+                if attention.masked {
+                    let keys = x.indices;
+                    kernels::masked_attention_forward::<S>(cpu, &shape, keys, q, k, v, o, lse, scratch);
+                } else {
+                    kernels::attention_forward::<S>(cpu, &shape, q, k, v, o, lse, scratch);
+                }
             }
             Kernel::AttentionBackward(attention) => {
                 let shape = attention.shape(context.seed, context.step, microbatch);
                 let [dq, dk, dv] = results else { unreachable!("three results") };
-                kernels::attention_backward::<S>(
-                    cpu,
-                    &shape,
-                    x.get(0),
-                    x.get(1),
-                    x.get(2),
-                    x.get(3),
-                    x.get(4),
-                    x.get(5),
-                    dq.get(),
-                    dk.get(),
-                    dv.get(),
-                    scratch.as_mut_slice(),
+                let (q, k, v) = (x.get(0), x.get(1), x.get(2));
+                let (o, lse, d_o) = (x.get(3), x.get(4), x.get(5));
+                let (dq, dk, dv) = (dq.get(), dk.get(), dv.get());
+                let scratch = scratch.as_mut_slice();
+                if attention.masked {
+                    kernels::masked_attention_backward::<S>(
+                        cpu, &shape, x.indices, q, k, v, o, lse, d_o, dq, dk, dv, scratch,
+                    );
+                } else {
+                    kernels::attention_backward::<S>(cpu, &shape, q, k, v, o, lse, d_o, dq, dk, dv, scratch);
+                }
+            }
+            Kernel::RelativeAttention(relative) => {
+                let RelativeAttention { attention, buckets } = &**relative;
+                let shape = attention.shape(context.seed, context.step, microbatch);
+                let [o, lse] = results else { unreachable!("two results") };
+                let (q, k, v, table) = (x.get::<S>(0), x.get(1), x.get(2), x.get(3));
+                let (keys, scratch) = (attention.masked.then_some(x.indices), scratch.as_mut_slice());
+                let (o, lse) = (o.get(), lse.get());
+                kernels::relative_attention_forward(&shape, buckets, table, keys, q, k, v, o, lse, scratch);
+            }
+            Kernel::RelativeAttentionBackward(relative) => {
+                let RelativeAttention { attention, buckets } = &**relative;
+                let shape = attention.shape(context.seed, context.step, microbatch);
+                let [dq, dk, dv, d_table] = results else { unreachable!("four results") };
+                let (q, k, v, table) = (x.get::<S>(0), x.get(1), x.get(2), x.get(3));
+                let (o, lse, d_o) = (x.get(4), x.get(5), x.get(6));
+                let (keys, scratch) = (attention.masked.then_some(x.indices), scratch.as_mut_slice());
+                let (dq, dk, dv, d_table) = (dq.get(), dk.get(), dv.get(), d_table.get());
+                kernels::relative_attention_backward(
+                    &shape, buckets, table, keys, q, k, v, o, lse, d_o, dq, dk, dv, d_table, scratch,
                 );
             }
             Kernel::Gelu => kernels::gelu::<S>(cpu, x.get(0), results[0].get()),
             Kernel::GeluBackward => kernels::gelu_backward::<S>(cpu, x.get(0), x.get(1), results[0].get()),
+            Kernel::Pointwise(kind) => kernels::pointwise::<S>(cpu, *kind, x.get(0), results[0].get()),
+            Kernel::PointwiseBackward(kind) => {
+                kernels::pointwise_backward::<S>(cpu, *kind, x.get(0), x.get(1), results[0].get());
+            }
+            Kernel::Multiply => kernels::multiply::<S>(cpu, x.get(0), x.get(1), results[0].get()),
             Kernel::SwiGlu => kernels::swiglu::<S>(cpu, x.get(0), x.get(1), results[0].get()),
             Kernel::SwiGluBackward => {
                 let [d_gate, d_up] = results else { unreachable!("two results") };
@@ -299,7 +354,7 @@ impl Kernel {
             Kernel::SumExpBackward { index, size, local_row } => {
                 // In place, the logits are in the result already.
                 let (read, rest) = x.floats.split_at(x.floats.len() - 3);
-                let x = Operands { floats: rest, ints: ids };
+                let x = Operands { floats: rest, ints: ids, indices: x.indices };
                 let (max, d_sum, d_target, logits) = (x.get(0), x.get(1), x.get(2), results[0].get::<S>());
                 if let [(from, _)] = read {
                     logits.copy_from_slice(from.as_slice());

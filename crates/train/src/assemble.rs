@@ -9,6 +9,7 @@ use plan::{Chooser, Parallel, Plan, Program};
 
 use crate::config::{Config, Context, Family, InstructionSet, Optimizer, Precision, Recompute};
 use crate::error::TrainError;
+use crate::pretrained;
 
 /// What one kind of step is: its graph and how it is divided.
 #[derive(Debug, Clone)]
@@ -54,12 +55,15 @@ impl Stepper {
 /// A shape that cannot be, or a missing vocabulary.
 pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decoder, TrainError> {
     let model = &config.model;
-    if let Some(from) = &model.from {
-        return Err(TrainError::Unsupported {
-            key: "model.from",
-            value: from.display().to_string(),
-            remedy: "describe the model by its sizes; Hugging Face directories are not read yet",
-        });
+    if let Some(description) = pretrained::describe(config)? {
+        let decoder = pretrained::decoder(&description, config.data.sequence_length)?;
+        if let Some(tokens) = tokenizer_vocab.filter(|n| *n > decoder.vocab_size) {
+            let vocab_size = decoder.vocab_size;
+            return Err(data::DataError::VocabMismatch { cached: tokens, vocab_size }.into());
+        }
+        let decoder = Decoder { dropout: model.dropout, ..decoder };
+        crate::explain::check_size(config, &decoder)?;
+        return Ok(decoder);
     }
     let vocab_size = model.vocab_size.or(tokenizer_vocab).ok_or_else(|| TrainError::Missing {
         key: "model.vocab_size",
@@ -82,6 +86,7 @@ pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decode
         dropout: model.dropout,
         rope_theta: model.rope_theta,
         norm_eps: model.norm_eps,
+        variant: models::Variant::default(),
     };
     decoder.check(config.data.sequence_length)?;
     crate::explain::check_size(config, &decoder)?;
@@ -225,6 +230,25 @@ pub fn evaluation(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainEr
     let step = Step { batch, sequence_length: config.data.sequence_length };
     let types = types(config);
     let graph = models::evaluate_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step, types.precision);
+    stepper(graph, &parallel, &types)
+}
+
+/// The step that only looks: gradients if the batch has labels, else logits alone.
+///
+/// # Errors
+/// Whatever cannot be divided as asked.
+pub fn gradients(
+    config: &Config,
+    model: &dyn models::Model,
+    step: Step,
+    given: &models::Given,
+) -> Result<Stepper, TrainError> {
+    let parallel = parallel(config)?;
+    let types = types(config);
+    let graph = match given.labels {
+        true => models::gradients_step(model, step, given, types.precision)?,
+        false => models::logits_step(model, step, given, types.precision),
+    };
     stepper(graph, &parallel, &types)
 }
 

@@ -26,6 +26,17 @@ pub enum TrainError {
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(Box<CheckpointError>),
+    /// A Hugging Face directory, or another file of its formats.
+    #[error(transparent)]
+    Hub(Box<hub::HubError>),
+    /// A task that nobody knows.
+    #[error("--task {name} is no task; tasks are {known}")]
+    Task {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
     /// The run's directory.
     #[error(transparent)]
     RunDir(Box<RunDirError>),
@@ -185,6 +196,7 @@ boxed! {
     Plan(plan::PlanError),
     Checkpoint(CheckpointError),
     Data(data::DataError),
+    Hub(hub::HubError),
     RunDir(RunDirError),
     Join(comm::JoinError),
     Store(comm::store::StoreError),

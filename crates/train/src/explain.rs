@@ -255,6 +255,9 @@ pub(crate) fn layout_with_names(graph: &Graph, layout: &Layout) -> String {
 
 /// The vocabulary that the tokenizer decides, where the configuration does not.
 fn vocabulary(config: &Config) -> Result<Option<usize>, TrainError> {
+    if config.model.from.is_some() {
+        return Ok(None); // the directory's config.json says it
+    }
     match (&config.model.vocab_size, &config.data.tokenizer, config.data.tokenizer_vocab) {
         (Some(_), ..) | (None, None, None) => Ok(None),
         (None, Some(path), _) => Ok(Some(data::Tokenizer::load(path)?.vocab_size())),

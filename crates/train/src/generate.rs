@@ -39,7 +39,7 @@ pub struct GenerateOptions {
 pub fn generate(checkpoint: &Path, options: &GenerateOptions) -> Result<String, TrainError> {
     let written = continuation(checkpoint, options)?;
     written.ok_or_else(|| {
-        let remedy = "give some text: this tokenizer has no start token".to_owned();
+        let remedy = "give some text: this tokenizer has neither a start nor an end token".to_owned();
         TrainError::Missing { key: "--prompt", remedy }
     })
 }
@@ -54,13 +54,16 @@ fn continuation(checkpoint: &Path, options: &GenerateOptions) -> Result<Option<S
     let mut prompt: Vec<u32> = tokenizer.start_id().into_iter().collect();
     prompt.extend(tokenizer.encode(&options.prompt)?);
     if prompt.is_empty() {
+        prompt.extend(tokenizer.end_id()); // behind the end of a document another one starts
+    }
+    if prompt.is_empty() {
         return Ok(None);
     }
     let written = write(&checkpoint, &config, &tokenizer, &prompt, options)?;
     Ok(Some(tokenizer.decode(&written)?))
 }
 
-/// A short sample from the start of a text, in the layout of the run; none if the tokenizer has no start token.
+/// A short sample from the start of a text, in the layout of the run; none if nothing can stand at the start.
 pub(crate) fn sample(checkpoint: &Path, tokens: usize, seed: u64) -> Result<Option<String>, TrainError> {
     let options =
         GenerateOptions { tokens, temperature: 0.8, top_k: Some(50), seed, ..GenerateOptions::default() };
@@ -172,6 +175,9 @@ impl Batch for Window {
                 for ((i, j), to) in places.zip(to) {
                     *to = f64::from(u8::from(at(i, j) == Some(window.len() - 1)));
                 }
+            }
+            Destination::BF16(_) | Destination::F16(_) => {
+                return Err(RuntimeError::Batch(format!("`{input}` is no input of a text")));
             }
         }
         Ok(())

@@ -190,7 +190,12 @@ fn widen(dtype: memory::DType, bytes: &[u8]) -> Vec<f64> {
 }
 
 /// Puts a rank's part into the global tensor; returns how many elements another rank holds with other bits.
-fn place(all: &mut BTreeMap<String, Vec<f64>>, name: String, tile: &Tile, values: &[f64]) -> usize {
+pub(crate) fn place(
+    all: &mut BTreeMap<String, Vec<f64>>,
+    name: String,
+    tile: &Tile,
+    values: &[f64],
+) -> usize {
     // A marker that no computation leaves behind, to tell what has been placed.
     const UNSET: u64 = 0x7ff8_dead_beef_0001;
     let global = all.entry(name).or_insert_with(|| vec![f64::from_bits(UNSET); tile.global_len()]);

@@ -155,7 +155,7 @@ fn judge(
 /// The configuration with a vocabulary: batches are synthetic, so that of the tokenizer that would be trained will do.
 pub(crate) fn with_vocabulary(config: &Config) -> Result<Config, TrainError> {
     let mut config = config.clone();
-    if config.model.vocab_size.is_none() {
+    if config.model.from.is_none() && config.model.vocab_size.is_none() {
         config.model.vocab_size = match &config.data.tokenizer {
             Some(path) => Some(data::Tokenizer::load(path)?.vocab_size()),
             None => config.data.tokenizer_vocab,

@@ -16,6 +16,8 @@ use crate::loss_scale::LossScale;
 const CONFIG: &str = "config";
 /// Key of the tokenizer's file in a manifest.
 const TOKENIZER: &str = "tokenizer";
+/// Key of the `config.json` in a manifest, if the model came from a Hugging Face directory.
+const DESCRIPTION: &str = "config.json";
 /// Key of the loss scale in a manifest.
 const LOSS_SCALE: &str = "loss_scale";
 
@@ -30,7 +32,7 @@ pub(crate) struct Description<'a> {
 
 /// The model as a checkpoint describes it.
 pub(crate) fn model(decoder: &Decoder) -> Value {
-    json!({
+    let mut model = json!({
         "family": format!("{:?}", decoder.family).to_lowercase(),
         "num_layers": decoder.num_layers,
         "embed": decoder.embed,
@@ -43,7 +45,11 @@ pub(crate) fn model(decoder: &Decoder) -> Value {
         "tied": decoder.tied,
         "rope_theta": decoder.rope_theta,
         "norm_eps": decoder.norm_eps,
-    })
+    });
+    if decoder.variant != models::Variant::default() {
+        model["variant"] = format!("{:?}", decoder.variant).into();
+    }
+    model
 }
 
 fn dtype(dtype: memory::DType) -> DType {
@@ -109,6 +115,9 @@ fn write(
         manifest.layout = about.layout.clone();
         manifest.extra.insert(CONFIG.to_owned(), about.config.to_toml());
         manifest.extra.insert(TOKENIZER.to_owned(), about.tokenizer.json().to_owned());
+        if let Some(described) = &about.config.model.described {
+            manifest.extra.insert(DESCRIPTION.to_owned(), described.clone());
+        }
         if let Some(loss_scale) = &about.loss_scale {
             manifest.extra.insert(LOSS_SCALE.to_owned(), json!(loss_scale).to_string());
         }
@@ -152,7 +161,9 @@ pub(crate) fn carried(from: &Checkpoint) -> Result<(Config, data::Tokenizer), Tr
             problem: format!("the checkpoint carries no {key}; use one that `phalanx train` wrote"),
         })
     };
-    let config = Config::from_bytes(&from.dir().join("config.toml"), extra(CONFIG)?.as_bytes(), &[], None)?;
+    let mut config =
+        Config::from_bytes(&from.dir().join("config.toml"), extra(CONFIG)?.as_bytes(), &[], None)?;
+    config.model.described = from.manifest().extra.get(DESCRIPTION).cloned();
     let tokenizer = data::Tokenizer::parse(extra(TOKENIZER)?.clone(), from.dir())?;
     Ok((config, tokenizer))
 }

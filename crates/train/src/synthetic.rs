@@ -51,6 +51,9 @@ impl Batch for Synthetic {
                 fill(rows, columns, to, 0.0, |r, c| self.weight(r, c, columns.size) as f32)
             }
             Destination::F64(to) => fill(rows, columns, to, 0.0, |r, c| self.weight(r, c, columns.size)),
+            Destination::BF16(_) | Destination::F16(_) => {
+                return Err(RuntimeError::Batch(format!("`{input}` is no input of a text")));
+            }
         }
         Ok(())
     }

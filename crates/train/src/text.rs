@@ -40,11 +40,16 @@ pub fn tokenizer(config: &Config) -> Result<Tokenizer, TrainError> {
     match (&data.tokenizer, data.tokenizer_vocab) {
         (Some(path), _) => Ok(Tokenizer::load(path)?),
         (None, Some(vocab)) => Ok(Tokenizer::train_on_split(&data.text, vocab, data.validation)?),
-        (None, None) => Err(TrainError::Missing {
-            key: "data.tokenizer",
-            remedy: "name a tokenizer.json, or set data.tokenizer_vocab to train one from the text"
-                .to_owned(),
-        }),
+        (None, None) => match config.model.from.as_deref().map(|dir| dir.join("tokenizer.json")) {
+            Some(path) if path.is_file() => Ok(Tokenizer::load(&path)?),
+            _ => Err(TrainError::Missing {
+                key: "data.tokenizer",
+                remedy:
+                    "name a tokenizer.json (model.from has none), or set data.tokenizer_vocab to train one \
+                         from the text"
+                        .to_owned(),
+            }),
+        },
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use comm::{Communicator, Job};
 use data::{Dataset, Sampler, Walk};
+use hub::Directory;
 use mesh::Axis;
 use models::Decoder;
 use plan::{Chooser, Plan, Program};
@@ -24,7 +25,7 @@ use crate::processes::{self, Processes};
 use crate::run_dir::{MetricsWriter, RunDir};
 use crate::saving::{self, Description};
 use crate::text::{self, Text, TextBatch};
-use crate::{explain, generate, ranks};
+use crate::{explain, generate, pretrained, ranks};
 
 /// Number of the training program in an executor.
 const TRAIN: usize = 0;
@@ -172,6 +173,8 @@ struct Run<'a> {
     programs: Programs,
     text: Text,
     resume: Option<Checkpoint>,
+    /// Where first weights come from, if not from the seed.
+    directory: Option<Directory>,
     run_dir: PathBuf,
     checkpoints: PathBuf,
     layout: String,
@@ -221,6 +224,9 @@ fn train_here(
     let started = Instant::now();
     let is_first = processes.is_none_or(Processes::is_first);
     let resume = options.resume.as_deref().map(Checkpoint::open_verified).transpose()?;
+    let directory = pretrained::open(config)?;
+    let described = directory.as_ref().map(|directory| pretrained::with_description(config, directory));
+    let config = described.as_ref().unwrap_or(config);
     let tokenizer = text::tokenizer(config)?;
     let decoder = assemble::decoder(config, Some(tokenizer.vocab_size()))?;
     let config = &with_vocab(config, &decoder);
@@ -291,6 +297,7 @@ fn train_here(
         evaluation,
         text,
         resume,
+        directory,
         checkpoints: RunDir::checkpoints_in(&run_dir),
         run_dir,
         layout: prepared.layout.clone(),
@@ -387,7 +394,9 @@ fn missing_parent(path: &Path) -> Option<String> {
 /// The configuration with the vocabulary written out, as a checkpoint keeps it.
 fn with_vocab(config: &Config, decoder: &Decoder) -> Config {
     let mut config = config.clone();
-    config.model.vocab_size = Some(decoder.vocab_size);
+    if config.model.from.is_none() {
+        config.model.vocab_size = Some(decoder.vocab_size);
+    }
     config
 }
 
@@ -408,7 +417,12 @@ impl Run<'_> {
         let mut executor = Executor::new(world, programs, assemble::cpu(self.config)?, None)?;
         match &self.resume {
             Some(checkpoint) => saving::load(&mut executor, checkpoint)?,
-            None => executor.initialise(&self.training.graph, self.config.train.seed)?,
+            None => {
+                executor.initialise(&self.training.graph, self.config.train.seed)?;
+                if let Some(directory) = &self.directory {
+                    pretrained::load(&mut executor, &directory.bind()?)?;
+                }
+            }
         }
         // Once all have their tables, what making them took goes back.
         executor.world().barrier().map_err(RuntimeError::from)?;

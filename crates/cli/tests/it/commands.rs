@@ -181,6 +181,8 @@ fn every_command_has_help_with_an_example() {
         &["explain"],
         &["parity"],
         &["profile"],
+        &["gradients"],
+        &["export"],
         &["schedule"],
         &["data", "prepare"],
         &["tokenizer", "train"],

@@ -5,6 +5,7 @@ mod commands;
 mod etcd;
 #[cfg(all(feature = "faults", any(feature = "gloo", feature = "mpi")))]
 mod faults;
+mod hugging_face;
 #[cfg(any(feature = "gloo", feature = "mpi"))]
 mod job;
 mod kill;

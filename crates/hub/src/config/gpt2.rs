@@ -23,6 +23,10 @@ pub struct Gpt2 {
     pub mlp: usize,
     /// Activation of the feed-forward block.
     pub activation: Activation,
+    /// Whether attention scores are divided by the root of the head's width.
+    pub scale_attention: bool,
+    /// Whether the scores of layer L (from 0) are divided by L + 1.
+    pub scale_by_layer: bool,
     /// Added under the root of the norms.
     pub norm_eps: f64,
     /// Dropout on the embedding.
@@ -39,8 +43,6 @@ pub struct Gpt2 {
 
 impl Gpt2 {
     pub(super) fn read(keys: &Keys<'_>) -> Result<Gpt2, HubError> {
-        keys.only("scale_attn_weights", true)?;
-        keys.only("scale_attn_by_inverse_layer_idx", false)?;
         keys.only("reorder_and_upcast_attn", false)?;
         keys.only("add_cross_attention", false)?;
         let vocab_size = keys.size("vocab_size")?;
@@ -55,6 +57,8 @@ impl Gpt2 {
             num_heads,
             mlp: keys.optional_size("n_inner")?.unwrap_or(4 * embed),
             activation: keys.choice("activation_function", Activation::GeluTanh, ACTIVATIONS)?,
+            scale_attention: keys.flag_or("scale_attn_weights", true)?,
+            scale_by_layer: keys.flag_or("scale_attn_by_inverse_layer_idx", false)?,
             norm_eps: keys.positive_or("layer_norm_epsilon", 1e-5)?,
             embedding_dropout: keys.dropout_or("embd_pdrop", 0.1)?,
             attention_dropout: keys.dropout_or("attn_pdrop", 0.1)?,
@@ -74,6 +78,14 @@ impl Gpt2 {
             set(map, "n_inner", self.mlp);
         }
         set_activation(map, "activation_function", ACTIVATIONS, self.activation);
+        for (key, value, default) in [
+            ("scale_attn_weights", self.scale_attention, true),
+            ("scale_attn_by_inverse_layer_idx", self.scale_by_layer, false),
+        ] {
+            if value != default || map.contains_key(key) {
+                set(map, key, value);
+            }
+        }
         set(map, "layer_norm_epsilon", self.norm_eps);
         set(map, "embd_pdrop", self.embedding_dropout);
         set(map, "attn_pdrop", self.attention_dropout);

@@ -76,6 +76,9 @@ pub struct Frequencies {
 impl Rope {
     /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling` of older files.
     pub(super) fn read(keys: &Keys<'_>, head_dim: usize, max_positions: usize) -> Result<Rope, HubError> {
+        if keys.optional_number("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
+            return Err(keys.refuse("partial_rotary_factor", "1.0"));
+        }
         let new = keys.get("rope_parameters");
         let (name, nested) = match new {
             Some(value) => ("rope_parameters", Some(value)),

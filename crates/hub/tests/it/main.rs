@@ -4,7 +4,6 @@ mod bad_config;
 mod bad_files;
 mod fixtures;
 mod fuzz;
-mod graph_names;
 mod place;
 mod rotary;
 mod round_trip;

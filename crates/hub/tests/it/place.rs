@@ -7,15 +7,18 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Every checkpoint of `fixtures/make.py`.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 17] = [
     "bert-classify",
     "bert-embed",
     "bert-masked-lm",
     "bert-tag",
     "gpt2",
+    "gpt2-inverse",
+    "gpt2-unscaled",
     "llama",
     "llama-biases",
     "llama-dynamic",
+    "llama-left",
     "llama-linear",
     "llama-untied",
     "llama-yarn",

@@ -1,5 +1,6 @@
 //! The release gate: every layout trains the same model, and the tests that say so can fail.
 
+mod families;
 mod finite_differences;
 mod mixed_precision;
 mod mutants;

@@ -42,9 +42,7 @@ impl Config {
         let text = text(path, bytes)?;
         let name =
             path.file_stem().map_or_else(|| "config".to_string(), |stem| stem.to_string_lossy().into_owned());
-        let (model, data, parallel, train) =
-            (Model::default(), Data::default(), Parallel::default(), Train::default());
-        let mut config = Config { name, model, data, parallel, train };
+        let mut config = Config::plain(&name);
         let mut places = Places::default();
         for (table, value) in tables(path, text)? {
             let key = &value.key[table.len() + 1..];
@@ -67,6 +65,13 @@ impl Config {
             return Err(ConfigError::Missing { key: "model.family", remedy });
         }
         Ok(config)
+    }
+
+    /// All defaults, for a command that has flags instead of a file.
+    pub fn plain(name: &str) -> Config {
+        let (model, data, parallel, train) =
+            (Model::default(), Data::default(), Parallel::default(), Train::default());
+        Config { name: name.to_owned(), model, data, parallel, train }
     }
 
     /// This configuration under another layout, in the form of `--mesh` (see [`parse_layout`]), checked.

@@ -51,6 +51,9 @@ pub struct Model {
     pub rope_theta: f64,
     /// Added to the variance in norms.
     pub norm_eps: f64,
+    /// The `config.json` of the directory `from` once it has been read, as a checkpoint carries it: generation and
+    /// export do not need the directory any more. No key sets it.
+    pub described: Option<String>,
 }
 
 impl Default for Model {
@@ -70,6 +73,7 @@ impl Default for Model {
             dropout: 0.0,
             rope_theta: 10000.0,
             norm_eps: 1e-5,
+            described: None,
         }
     }
 }

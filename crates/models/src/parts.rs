@@ -1,0 +1,133 @@
+//! What the families beside the decoders are put together from: linear layers, norms, heads of attention,
+//! feed-forward blocks. No family's own text.
+
+use graph::{Dim, Graph, Init, NormKind, Op, ValueId, ValueType};
+
+use crate::pointwise::Activation;
+
+pub(crate) const STD: f64 = 0.02;
+
+/// Sizes that the blocks of a model share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Widths {
+    /// Width of the residual stream.
+    pub embed: usize,
+    /// Heads.
+    pub num_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Hidden units of the feed-forward blocks.
+    pub mlp: usize,
+}
+
+/// Dims of a model's tensors. Every head has keys of its own, so that `group` is 1.
+pub(crate) struct Dims {
+    pub batch: Dim,
+    pub seq: Dim,
+    pub key_seq: Dim,
+    pub embed: Dim,
+    pub kv_heads: Dim,
+    pub group: Dim,
+    pub head_dim: Dim,
+    pub mlp: Dim,
+}
+
+impl Dims {
+    pub fn new(g: &mut Graph, batch: usize, seq: usize, widths: &Widths) -> Dims {
+        Dims {
+            batch: g.dim("batch", batch),
+            seq: g.dim("seq", seq),
+            key_seq: g.dim("key_seq", seq),
+            embed: g.dim("embed", widths.embed),
+            kv_heads: g.dim("kv_heads", widths.num_heads),
+            group: g.dim("group", 1),
+            head_dim: g.dim("head_dim", widths.head_dim),
+            mlp: g.dim("mlp", widths.mlp),
+        }
+    }
+}
+
+/// The input `key_index` over `[batch, keys]`, if the batch has it.
+pub(crate) fn key_index(g: &mut Graph, is_given: bool, dims: [Dim; 2]) -> Option<ValueId> {
+    is_given.then(|| g.input("key_index", &dims, ValueType::Int))
+}
+
+/// `x` `[.., input...]` times `NAME.weight` `[input..., output...]`, plus `NAME.bias` if there is one.
+pub(crate) fn linear(
+    g: &mut Graph,
+    name: &str,
+    x: ValueId,
+    input: &[Dim],
+    output: &[Dim],
+    has_bias: bool,
+) -> ValueId {
+    let dims = g.value(x).dims.clone();
+    let result = [&dims[..dims.len() - input.len()], output].concat();
+    g.scoped(name, |g| {
+        let weight = g.parameter("weight", &[input, output].concat(), Init::Normal { std: STD }, true);
+        let y = g.contract("", x, weight, &result);
+        if !has_bias {
+            return y;
+        }
+        let bias = g.parameter("bias", output, Init::Zeros, false);
+        g.add("biased", &[y, bias])
+    })
+}
+
+/// Normalisation over the last dim by `norm.gain` and, for a layer norm, `norm.bias`.
+pub(crate) fn norm(g: &mut Graph, kind: NormKind, eps: f64, x: ValueId) -> ValueId {
+    let last = *g.value(x).dims.last().expect("a stream has a width");
+    g.scoped("norm", |g| {
+        let gain = g.parameter("gain", &[last], Init::Ones, false);
+        let bias = (kind == NormKind::Layer).then(|| g.parameter("bias", &[last], Init::Zeros, false));
+        g.norm("", kind, eps, x, gain, bias)
+    })
+}
+
+/// Queries of `x`, and keys and values of `context`, whose dim `from` becomes `to`: a context-parallel plan gathers them
+/// there, and nowhere else.
+pub(crate) fn project(
+    g: &mut Graph,
+    d: &Dims,
+    x: ValueId,
+    context: ValueId,
+    [from, to]: [Dim; 2],
+    has_bias: bool,
+) -> [ValueId; 3] {
+    let (head, key_head) = ([d.kv_heads, d.group, d.head_dim], [d.kv_heads, d.head_dim]);
+    let q = linear(g, "query", x, &[d.embed], &head, has_bias);
+    let k = linear(g, "key", context, &[d.embed], &key_head, has_bias);
+    let v = linear(g, "value", context, &[d.embed], &key_head, has_bias);
+    [q, g.rename("key.context", k, from, to), g.rename("value.context", v, from, to)]
+}
+
+/// The heads' results brought back to the stream.
+pub(crate) fn output(g: &mut Graph, d: &Dims, o: ValueId, has_bias: bool) -> ValueId {
+    linear(g, "output", o, &[d.kv_heads, d.group, d.head_dim], &[d.embed], has_bias)
+}
+
+/// `down(activation(up(x)))`.
+pub(crate) fn feed_forward(
+    g: &mut Graph,
+    d: &Dims,
+    activation: Activation,
+    x: ValueId,
+    has_bias: bool,
+) -> ValueId {
+    let up = linear(g, "up", x, &[d.embed], &[d.mlp], has_bias);
+    let inner = activation.write(g, up);
+    linear(g, "down", inner, &[d.mlp], &[d.embed], has_bias)
+}
+
+/// `x` at the position of each sequence that the input `select` `[batch, seq]` marks with 1.
+pub(crate) fn select(g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
+    let select = g.input("select", &[d.batch, d.seq], ValueType::Float);
+    g.weighted_sum("selected", x, select)
+}
+
+/// `x` times a constant.
+pub(crate) fn scaled(g: &mut Graph, x: ValueId, factor: f64) -> ValueId {
+    let dims = g.value(x).dims.clone();
+    let factor = g.fill("factor", factor, &dims);
+    g.elementwise(Op::Multiply, "scaled", &[x, factor])
+}

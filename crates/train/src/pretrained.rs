@@ -1,0 +1,233 @@
+//! Hugging Face directories as models: from `config.json` to graph text, and from files to an executor's states.
+//! Names and files are `hub`'s, the text is `models`'.
+
+use hub::{Bound, Config as Description, Directory, Family, StoredType, Task};
+use memory::DType;
+use mesh::Tile;
+use models::{Activation, Bert, BertHead, Decoder, Encoder, FeedForward, Rotation, T5, Variant, Vit, Widths};
+use runtime::Executor;
+
+use crate::config::Config;
+use crate::error::TrainError;
+
+/// The task of runs.
+const RUN: Task = Task::CausalLm;
+
+/// The description of the model that a configuration takes from a directory, if it takes one: what was read once, or
+/// the directory's.
+///
+/// # Errors
+/// A directory that is missing, damaged or asks for what is not supported.
+pub fn describe(config: &Config) -> Result<Option<Description>, TrainError> {
+    let Some(from) = &config.model.from else { return Ok(None) };
+    match &config.model.described {
+        Some(text) => Ok(Some(Description::parse(text.as_bytes(), &from.join("config.json"))?)),
+        None => Ok(Some(Directory::open(from, Some(RUN))?.config().clone())),
+    }
+}
+
+/// Opens the directory that a configuration takes its model from, if it takes one.
+///
+/// # Errors
+/// As [`describe`], and missing tensors.
+pub(crate) fn open(config: &Config) -> Result<Option<Directory>, TrainError> {
+    let Some(from) = &config.model.from else { return Ok(None) };
+    let directory = Directory::open(from, Some(RUN))?;
+    directory.bind()?;
+    Ok(Some(directory))
+}
+
+/// The configuration with the directory's `config.json` in it.
+pub(crate) fn with_description(config: &Config, directory: &Directory) -> Config {
+    let mut config = config.clone();
+    config.model.described = Some(directory.config().to_json(RUN, StoredType::F32));
+    config
+}
+
+/// The decoder that a description stands for, for sequences of `sequence_length` tokens.
+///
+/// # Errors
+/// A family that is no decoder, or a sequence longer than its positions.
+pub fn decoder(description: &Description, sequence_length: usize) -> Result<Decoder, TrainError> {
+    let decoder = match &description.family {
+        Family::Gpt2(c) => Decoder {
+            family: models::Family::Gpt2,
+            num_layers: c.num_layers,
+            embed: c.embed,
+            num_heads: c.num_heads,
+            num_kv_heads: c.num_heads,
+            head_dim: c.embed / c.num_heads,
+            mlp: c.mlp,
+            vocab_size: c.vocab_size,
+            max_positions: c.max_positions,
+            tied: c.tied,
+            dropout: 0.0,
+            rope_theta: 10_000.0,
+            norm_eps: c.norm_eps,
+            variant: Variant {
+                activation: activation(c.activation),
+                unscaled_attention: !c.scale_attention,
+                scale_by_layer: c.scale_by_layer,
+                ..Variant::default()
+            },
+        },
+        Family::Llama(c) => {
+            let hub::Frequencies { inverse, attention_factor } =
+                c.rope.frequencies(c.head_dim, c.max_positions, sequence_length);
+            Decoder {
+                family: models::Family::Llama,
+                num_layers: c.num_layers,
+                embed: c.embed,
+                num_heads: c.num_heads,
+                num_kv_heads: c.num_kv_heads,
+                head_dim: c.head_dim,
+                mlp: c.mlp,
+                vocab_size: c.vocab_size,
+                max_positions: c.max_positions,
+                tied: c.tied,
+                dropout: 0.0,
+                rope_theta: c.rope.theta,
+                norm_eps: c.norm_eps,
+                variant: Variant {
+                    attention_bias: c.attention_bias,
+                    mlp_bias: c.mlp_bias,
+                    rotation: (c.rope.scaling != hub::RopeScaling::None)
+                        .then(|| Rotation { frequencies: inverse.into(), factor: attention_factor }),
+                    ..Variant::default()
+                },
+            }
+        }
+        other => {
+            return Err(TrainError::File {
+                path: description.path().display().to_string(),
+                problem: format!(
+                    "`model_type` = \"{}\" is no decoder: causal language models are gpt2 and llama",
+                    other.model_type()
+                ),
+            });
+        }
+    };
+    decoder.check(sequence_length)?;
+    Ok(decoder)
+}
+
+/// The BERT that a description stands for, with the head of a task.
+pub(crate) fn bert(c: &hub::Bert, task: Task) -> Bert {
+    let labels = c.labels.names.len();
+    Bert {
+        encoder: Encoder {
+            num_layers: c.num_layers,
+            widths: widths(c.embed, c.num_heads, c.embed / c.num_heads, c.mlp),
+            activation: activation(c.activation),
+            norm_eps: c.norm_eps,
+            qkv_bias: true,
+            dropout: 0.0,
+        },
+        vocab_size: c.vocab_size,
+        max_positions: c.max_positions,
+        num_segments: c.num_segments,
+        head: match task {
+            Task::Classify => BertHead::Classify { labels },
+            Task::Tag => BertHead::Tag { labels },
+            Task::Embed => BertHead::Embed,
+            _ => BertHead::MaskedLm { tied: c.tied },
+        },
+    }
+}
+
+/// The ViT that a description stands for.
+pub(crate) fn vit(c: &hub::Vit) -> Vit {
+    Vit {
+        encoder: Encoder {
+            num_layers: c.num_layers,
+            widths: widths(c.embed, c.num_heads, c.embed / c.num_heads, c.mlp),
+            activation: activation(c.activation),
+            norm_eps: c.norm_eps,
+            qkv_bias: c.qkv_bias,
+            dropout: 0.0,
+        },
+        num_patches: c.num_patches(),
+        patch: c.num_channels * c.patch_size[0] * c.patch_size[1],
+        labels: c.labels.names.len(),
+    }
+}
+
+/// The T5 that a description stands for, for targets of `target_length` tokens.
+pub(crate) fn t5(c: &hub::T5, target_length: usize) -> T5 {
+    T5 {
+        num_layers: c.num_layers,
+        num_decoder_layers: c.num_decoder_layers,
+        widths: widths(c.embed, c.num_heads, c.head_dim, c.mlp),
+        vocab_size: c.vocab_size,
+        feed_forward: match c.feed_forward {
+            hub::FeedForward::Plain(a) => FeedForward::Plain(activation(a)),
+            hub::FeedForward::Gated(hub::Activation::Silu) => FeedForward::SwiGlu,
+            hub::FeedForward::Gated(a) => FeedForward::Gated(activation(a)),
+        },
+        num_buckets: c.num_buckets,
+        max_distance: c.max_distance,
+        norm_eps: c.norm_eps,
+        scale_output: c.scale_output,
+        tied: c.tied,
+        target_length,
+    }
+}
+
+fn widths(embed: usize, num_heads: usize, head_dim: usize, mlp: usize) -> Widths {
+    Widths { embed, num_heads, head_dim, mlp }
+}
+
+fn activation(activation: hub::Activation) -> Activation {
+    match activation {
+        hub::Activation::GeluTanh => Activation::GeluTanh,
+        hub::Activation::GeluErf => Activation::GeluErf,
+        hub::Activation::Relu => Activation::Relu,
+        hub::Activation::Silu => unreachable!("only gated blocks have it"),
+    }
+}
+
+/// The task called `name`.
+///
+/// # Errors
+/// The names that there are.
+pub fn task(name: &str) -> Result<Task, TrainError> {
+    Task::from_name(name).ok_or_else(|| TrainError::Task {
+        name: name.to_owned(),
+        known: Task::ALL.map(Task::name).join(", "),
+    })
+}
+
+/// Fills the parameters of an executor from the files of a directory. Parameters that start anew keep what they have,
+/// other states become zero.
+///
+/// # Errors
+/// Those of `hub`; none once the directory is bound.
+pub(crate) fn load(executor: &mut Executor, bound: &Bound<'_>) -> Result<(), TrainError> {
+    executor.fill_states(|name, tile, dtype, bytes| {
+        if bound.table().get(name).is_none() {
+            bytes.fill(0);
+            return Ok(());
+        }
+        match dtype {
+            DType::F64 => read::<f64>(bound, name, tile, bytes),
+            _ => read::<f32>(bound, name, tile, bytes),
+        }
+    })
+}
+
+fn read<T: hub::Real + bytemuck::Pod>(
+    bound: &Bound<'_>,
+    name: &str,
+    tile: &Tile,
+    bytes: &mut [u8],
+) -> Result<(), TrainError> {
+    let values: &mut [T] = bytemuck::cast_slice_mut(bytes);
+    let mut result = Ok(true);
+    tile.for_each_run(|run| {
+        if result.is_ok() {
+            let range = run.global..run.global + run.len;
+            result = bound.read(name, range, &mut values[run.local..run.local + run.len]);
+        }
+    });
+    result.map(|_| ()).map_err(TrainError::from)
+}
