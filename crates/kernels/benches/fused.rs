@@ -7,6 +7,7 @@
 
 use half::{bf16, f16};
 use phalanx_kernels::*;
+use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
 /// Tokens, width of the residual, of the feed-forward layer, and of the vocabulary.
@@ -55,17 +56,37 @@ impl Bench {
     }
 }
 
-/// Values between -2 and 2, at the start of a cache line as buffers of a run are.
-fn values<S: Storage>(len: usize) -> &'static mut [S] {
+/// Elements that start at a cache line, as the buffers of a run do.
+struct Aligned<S> {
+    buffer: Vec<S>,
+    start: usize,
+}
+
+impl<S> Deref for Aligned<S> {
+    type Target = [S];
+
+    fn deref(&self) -> &[S] {
+        &self.buffer[self.start..self.buffer.len() - (64 - self.start)]
+    }
+}
+
+impl<S> DerefMut for Aligned<S> {
+    fn deref_mut(&mut self) -> &mut [S] {
+        let end = self.buffer.len() - (64 - self.start);
+        &mut self.buffer[self.start..end]
+    }
+}
+
+/// Values between -2 and 2.
+fn values<S: Storage>(len: usize) -> Aligned<S> {
     let key = Key::new(1, 1, "bench");
     let period: Vec<f64> = (0..4099).map(|i| key.uniform(i) * 4.0 - 2.0).collect();
-    let buffer = vec![S::default(); len + 64].leak();
-    let start = buffer.as_ptr().align_offset(64);
-    let buffer = &mut buffer[start..][..len];
-    for (i, x) in buffer.iter_mut().enumerate() {
+    let buffer = vec![S::default(); len + 64];
+    let mut values = Aligned { start: buffer.as_ptr().align_offset(64), buffer };
+    for (i, x) in values.iter_mut().enumerate() {
         *x = S::narrow(S::Wide::from_f64(period[i % period.len()]));
     }
-    buffer
+    values
 }
 
 fn elementwise<S: Storage<Wide = f32>>(bench: &Bench) {
@@ -118,8 +139,8 @@ fn elementwise<S: Storage<Wide = f32>>(bench: &Bench) {
 }
 
 fn random(bench: &Bench) {
-    let (key, x) = (Key::new(1, 0, "bench"), values::<f32>(PARAMETERS));
-    bench.time("normal_fill", PARAMETERS, |cpu| normal_fill(cpu, &key, 0, 0.02, x));
+    let (key, mut x) = (Key::new(1, 0, "bench"), values::<f32>(PARAMETERS));
+    bench.time("normal_fill", PARAMETERS, |cpu| normal_fill(cpu, &key, 0, 0.02, &mut x));
 }
 
 fn activations<S: Storage<Wide = f32>>(bench: &Bench) {
@@ -197,7 +218,7 @@ fn attention_at<S: Storage<Wide = f32>>(bench: &Bench, [batch, len, heads, head_
 }
 
 fn optimizers<S: Storage<Wide = f32>>(bench: &Bench) {
-    let [mut p, g, mut m, mut v] = [(); 4].map(|()| values::<f32>(PARAMETERS));
+    let [mut p, mut g, mut m, mut v] = [(); 4].map(|()| values::<f32>(PARAMETERS));
     v.iter_mut().chain(g.iter_mut()).for_each(|x| *x = x.abs());
     let mut copy = values::<S>(PARAMETERS);
     let size = size_of::<S>();
