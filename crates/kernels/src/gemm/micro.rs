@@ -5,7 +5,7 @@ use crate::float::Float;
 use pulp::{Simd, WithSimd};
 use std::mem::MaybeUninit;
 
-/// Rows and columns of a register tile: of a's panels and of b's; and how deep panels are.
+/// Rows and columns of a register tile: of a's panels and of b's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) rows: usize,
@@ -18,6 +18,7 @@ const LARGEST: usize = 12 * 32;
 const LONGEST: usize = 64;
 /// Steps by which the panel of b, which comes from the second cache, is asked for ahead of its use.
 const AHEAD: usize = 10;
+
 impl Shape {
     /// The tile whose sums, with one row of b and an element of a, fill the registers of the instruction set.
     pub(super) const fn of<T: Float>(set: InstructionSet) -> Shape {
@@ -151,7 +152,8 @@ impl<T: Float> Multiply<'_, T> {
 ///
 /// # Safety
 /// `a` holds `depth * H` elements, `b` as many rows of W vectors; c has H rows of W vectors, `c_stride` elements
-/// apart, that nothing else reads or writes meanwhile. `base` is null, or has such rows too.
+/// apart, that nothing else reads or writes meanwhile. `base` is null, or has such rows too. Nothing is read at
+/// `next`, which comes nearer by `pace` bytes a step.
 #[inline(always)]
 unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
     simd: S,

@@ -19,10 +19,12 @@ const BLOCK_OF_B: usize = 576 * SHALLOW;
 const BLOCK_OF_A: usize = 1056 * SHALLOW;
 /// Rows of a that are packed at once where they lie in memory one by one.
 const GROUP: usize = 96;
-/// Rows of wide sums kept until they are rounded into a narrow c.
+/// Rows of wide sums of narrow factors kept until they are rounded into a narrow c.
 const SUM_ROWS: usize = 576;
-/// Columns of them.
-const SUM_COLUMNS: usize = 672;
+/// The same of wide factors, from which a narrow c is rare.
+const WIDE_SUM_ROWS: usize = 96;
+/// Columns of such sums: one block of b.
+const SUM_COLUMNS: usize = 576;
 /// Multiplications below which a thread more costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 20;
 /// Multiples of every tile's rows and columns.
@@ -53,9 +55,9 @@ pub(super) fn scratch_bytes<S: Storage>(extents: [usize; 3]) -> usize {
     lengths::<S>(extents).iter().sum::<usize>() * size_of::<S::Wide>()
 }
 
-/// Rows of wide sums kept until they are rounded. From wide factors a narrow c is rare: fewer are kept for it.
+/// Rows of wide sums kept until they are rounded.
 fn sum_rows<S: Storage>() -> usize {
-    if same_type::<S, S::Wide>() { SUM_ROWS / 6 } else { SUM_ROWS }
+    if same_type::<S, S::Wide>() { WIDE_SUM_ROWS } else { SUM_ROWS }
 }
 
 /// The product on all threads of `cpu`; `scratch` holds [`scratch_bytes`] for each, aligned.

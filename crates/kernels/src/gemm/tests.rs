@@ -183,6 +183,24 @@ fn agrees_when_every_extent_takes_several_blocks() {
     }
 }
 
+#[test]
+fn agrees_when_columns_take_several_blocks() {
+    let kinds = [(false, true, Kind::Current), (true, false, Kind::Row)];
+    for (trans_a, trans_b, base) in kinds {
+        let case = Case { m: 110, n: 590, k: 530, trans_a, trans_b, base, offset: 1 };
+        cpus().iter().for_each(|cpu| check_types(cpu, case));
+    }
+}
+
+#[test]
+fn agrees_when_rows_and_columns_take_several_blocks() {
+    for (trans_a, base) in [(false, Kind::Row), (true, Kind::Current)] {
+        let case = Case { m: 1070, n: 590, k: 390, trans_a, trans_b: false, base, offset: 1 };
+        let single = cpus().into_iter().filter(|cpu| cpu.threads() == 1);
+        single.for_each(|cpu| check::<f32, f32>(&cpu, case, 1e-5, [0.0; 2]));
+    }
+}
+
 /// A NaN or infinity in row 5 of a and in column 7 of b reaches that row and that column, and nothing else.
 fn check_propagation<S: Storage, C: Storage<Wide = S::Wide>>(cpu: &Cpu, bad: f64) {
     let (m, n, k) = (37, 53, 41);
