@@ -12,7 +12,8 @@ const LANES: usize = 16;
 /// Whether all elements are finite.
 #[inline(always)]
 pub(super) fn is_finite<'a, S: Storage>(rows: impl Iterator<Item = &'a [S]>) -> bool {
-    // 0 times a number is 0, and times anything else NaN, which stays.
+    // 0 times a number is 0, and times anything else NaN, which stays. Several vectors, for each waits for itself.
+    const LANES: usize = 64;
     let mut sums = [S::Wide::ZERO; LANES];
     for row in rows {
         let (chunks, rest) = row.as_chunks::<LANES>();

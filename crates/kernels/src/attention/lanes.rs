@@ -104,7 +104,7 @@ pub(super) fn rescale<T: Float, V: Simd, const N: usize>(
         factors[i] = Float::exp(before[i] - shift[i]);
     }
     for i in 0..COLUMNS {
-        sum[i] = sum[i] * factors[i];
+        sum[i] *= factors[i];
     }
     multiply_rows(simd, out, part, |_| &factors);
 }

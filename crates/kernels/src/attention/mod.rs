@@ -276,6 +276,11 @@ struct Head {
 #[inline(always)]
 fn keys_seen(index: &[u32], limits: &[u32]) -> usize {
     let highest = limits.iter().fold(0, |highest: u32, &limit| highest.max(limit));
+    // Most chunks are seen to the end or not at all.
+    let lowest = index.iter().fold(u32::MAX, |lowest: u32, &index| lowest.min(index));
+    if lowest >= highest {
+        return 0;
+    }
     index.iter().rposition(|&index| index < highest).map_or(0, |last| last + 1)
 }
 

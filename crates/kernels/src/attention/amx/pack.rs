@@ -268,23 +268,24 @@ pub(super) unsafe fn put_columns(
     count: usize,
     to: RowsMut,
 ) {
-    for half in 0..2 {
+    for (half, factor) in factors.into_iter().enumerate() {
         let mut columns = [[_mm512_setzero_ps(); 16]; 2];
         for (part, columns) in columns.iter_mut().enumerate() {
             let mut rows = [_mm512_setzero_si512(); 16];
             for (i, value) in rows.iter_mut().enumerate() {
                 let x = floats(&block.0[part * 16 + i][half]);
-                *value = _mm512_castps_si512(_mm512_mul_ps(x, factors[half]));
+                *value = _mm512_castps_si512(_mm512_mul_ps(x, factor));
             }
             for (to, from) in columns.iter_mut().zip(transpose(rows)) {
                 *to = _mm512_castsi512_ps(from);
             }
         }
-        for i in 0..16 {
+        let [low, high] = columns;
+        for (i, line) in low.into_iter().zip(high).enumerate() {
             let column = unpacked(half, i);
             if column < count {
                 // SAFETY: vouched for by the caller.
-                put_line(unsafe { to.row(column) }, step, [columns[0][i], columns[1][i]]);
+                put_line(unsafe { to.row(column) }, step, line.into());
             }
         }
     }

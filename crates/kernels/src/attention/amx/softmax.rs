@@ -158,7 +158,7 @@ pub(super) fn gradients<const MASKED: bool>(
     let delta: Lanes = [floats(&known.delta[0]), floats(&known.delta[1])];
     for pair in 0..16 {
         let mut words = [_mm512_setzero_si512(); 2];
-        for odd in 0..2 {
+        for (odd, words) in words.iter_mut().enumerate() {
             let key = 2 * pair + odd;
             let (mut p, mut d) = ([_mm512_setzero_ps(); 2], [_mm512_setzero_ps(); 2]);
             for half in 0..2 {
@@ -183,8 +183,8 @@ pub(super) fn gradients<const MASKED: bool>(
                 }
             }
             put_words(&mut weights.0[key], round(p));
-            words[odd] = round(d);
-            put_words(&mut d_scores.0[key], words[odd]);
+            *words = round(d);
+            put_words(&mut d_scores.0[key], *words);
         }
         put_words(&mut d_scores_right.0[pair], _mm512_unpacklo_epi16(words[0], words[1]));
         put_words(&mut d_scores_right.0[16 + pair], _mm512_unpackhi_epi16(words[0], words[1]));
