@@ -29,5 +29,6 @@ pub fn json(document: &impl Serialize) -> anyhow::Result<()> {
 
 /// Writes a line to stderr; if nobody listens there, nobody hears it.
 pub fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    // In one write: `mpirun` takes whatever comes in one for a line, and so puts its tag between text and line end.
+    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
