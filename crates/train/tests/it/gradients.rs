@@ -155,13 +155,16 @@ fn mixed_precision_stays_near() {
             let (ours, theirs) = (run(name, layout, Precision::Bf16, &Chooser::Policy), expected(name));
             let [loss, expected] = [&ours, &theirs].map(|t| t["loss"][0]);
             assert!((loss - expected).abs() < 1e-2 * expected, "{name} on {layout:?}: {loss} and {expected}");
-            // Direction of the whole gradient; a key's bias has none but rounding.
+            // The direction of the whole gradient: an element alone, such as of a key's bias, may be rounding and nothing
+            // else. `transformers` with weights in bf16 has 0.9942 for T5, whose scores are not scaled, and 0.9995 to
+            // 0.9998 for the others.
+            let least = if name == "t5-plain" { 0.994 } else { 0.998 };
             let gradients = || theirs.keys().filter(|n| !["loss", "logits"].contains(&n.as_str()));
             let inner = |a: &Tensors, b: &Tensors| -> f64 {
                 gradients().flat_map(|n| a[n].iter().zip(&b[n])).map(|(a, b)| a * b).sum()
             };
             let cosine = inner(&ours, &theirs) / (inner(&ours, &ours) * inner(&theirs, &theirs)).sqrt();
-            assert!(cosine > 0.999, "{name} on {layout:?}: {cosine}");
+            assert!(cosine > least, "{name} on {layout:?}: {cosine}");
         }
     }
 }
