@@ -260,6 +260,17 @@ fn other_families_refuse_by_the_tensor_too() {
     }
 }
 
+/// Rotary positions may lie anywhere: only their distances matter.
+#[test]
+fn rotary_positions_have_no_end() {
+    let moved = (0..44).map(|i| 1000 + i % 11).collect();
+    let moved = with("llama", "position_ids", Some((SHAPE, moved))).unwrap();
+    assert!(distance(&moved, &expected("llama")).0 < 1e-10);
+    let counted = (0..44).map(|i| i % 11).collect();
+    let counted = with("llama-dynamic", "position_ids", Some((SHAPE, counted))).unwrap();
+    assert!(distance(&counted, &expected("llama-dynamic")).0 < 1e-12);
+}
+
 /// Shifting labels to the right is what `transformers` does without `decoder_input_ids`.
 #[test]
 fn decoder_inputs_may_be_given() {
