@@ -8,6 +8,9 @@ use super::given::{Given, IGNORED, Ints};
 use crate::error::TrainError;
 use crate::pretrained;
 
+/// Rotary positions are below this.
+const MAX_ROTARY: usize = 1 << 30;
+
 /// Matches a batch with a directory's model.
 ///
 /// # Errors
@@ -25,13 +28,20 @@ fn causal(directory: &Directory, batch: &Given) -> Result<Feed, TrainError> {
     batch.only(&["input_ids", "attention_mask", "position_ids", "labels"], "a causal language model")?;
     let ids = batch.ids("input_ids")?;
     let [rows, seq] = [ids.shape[0], ids.shape[1]];
-    if let Family::Gpt2(c) = &directory.config().family {
-        fits(batch, seq, c.max_positions)?;
-    }
-    let decoder = pretrained::decoder(directory.config(), seq)?;
     let mut inputs = Inputs::new();
+    let decoder = match &directory.config().family {
+        Family::Gpt2(c) => {
+            fits(batch, seq, c.max_positions)?;
+            insert_positions(batch, &ids.shape, c.max_positions, &mut inputs)?;
+            pretrained::decoder(directory.config(), seq)?
+        }
+        // Rotary positions have no end; how far frequencies stretch follows from the last one.
+        _ => {
+            let last = insert_positions(batch, &ids.shape, MAX_ROTARY, &mut inputs)?;
+            pretrained::decoder(directory.config(), last as usize + 1)?
+        }
+    };
     insert_tokens(batch, &ids, decoder.vocab_size, &mut inputs)?;
-    insert_positions(batch, &ids.shape, decoder.max_positions, &mut inputs)?;
     let key_index = insert_key_index(batch, &ids.shape, &mut inputs)?;
     let labels = batch.optional("labels", &ids.shape)?;
     if let Some(labels) = &labels {
@@ -217,18 +227,20 @@ fn insert_tokens(
     Ok(())
 }
 
+/// The batch's positions, or 0, 1, 2...; and the last of them.
 fn insert_positions(
     batch: &Given,
     shape: &[usize],
     limit: usize,
     inputs: &mut Inputs,
-) -> Result<(), TrainError> {
+) -> Result<i32, TrainError> {
     let positions = match batch.optional("position_ids", shape)? {
         Some(positions) => batch.in_range("position_ids", &positions, limit, "the model's positions")?,
         None => count_up(shape[0], shape[1]),
     };
+    let last = positions.iter().copied().max().unwrap_or(0);
     inputs.insert("positions", Input::Ints(positions, 0));
-    Ok(())
+    Ok(last)
 }
 
 /// 0, 1, 2... in every row.

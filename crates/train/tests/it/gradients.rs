@@ -155,13 +155,16 @@ fn mixed_precision_stays_near() {
             let (ours, theirs) = (run(name, layout, Precision::Bf16, &Chooser::Policy), expected(name));
             let [loss, expected] = [&ours, &theirs].map(|t| t["loss"][0]);
             assert!((loss - expected).abs() < 1e-2 * expected, "{name} on {layout:?}: {loss} and {expected}");
-            // Direction of the whole gradient; a key's bias has none but rounding.
+            // The direction of the whole gradient: an element alone, such as of a key's bias, may be rounding and nothing
+            // else. `transformers` with weights in bf16 has 0.9942 for T5, whose scores are not scaled, and 0.9995 to
+            // 0.9998 for the others.
+            let least = if name == "t5-plain" { 0.994 } else { 0.998 };
             let gradients = || theirs.keys().filter(|n| !["loss", "logits"].contains(&n.as_str()));
             let inner = |a: &Tensors, b: &Tensors| -> f64 {
                 gradients().flat_map(|n| a[n].iter().zip(&b[n])).map(|(a, b)| a * b).sum()
             };
             let cosine = inner(&ours, &theirs) / (inner(&ours, &ours) * inner(&theirs, &theirs)).sqrt();
-            assert!(cosine > 0.999, "{name} on {layout:?}: {cosine}");
+            assert!(cosine > least, "{name} on {layout:?}: {cosine}");
         }
     }
 }
@@ -255,6 +258,17 @@ fn other_families_refuse_by_the_tensor_too() {
         let message = with(name, tensor, change).unwrap_err();
         assert!(message.contains(part), "{name}, {tensor}: {message}");
     }
+}
+
+/// Rotary positions may lie anywhere: only their distances matter.
+#[test]
+fn rotary_positions_have_no_end() {
+    let moved = (0..44).map(|i| 1000 + i % 11).collect();
+    let moved = with("llama", "position_ids", Some((SHAPE, moved))).unwrap();
+    assert!(distance(&moved, &expected("llama")).0 < 1e-10);
+    let counted = (0..44).map(|i| i % 11).collect();
+    let counted = with("llama-dynamic", "position_ids", Some((SHAPE, counted))).unwrap();
+    assert!(distance(&counted, &expected("llama-dynamic")).0 < 1e-12);
 }
 
 /// Shifting labels to the right is what `transformers` does without `decoder_input_ids`.
