@@ -137,11 +137,11 @@ check() {
     echo "$engine: a slow link only slows ($elapsed ms, with a deadline of 2000 ms)"
 
     "$start" "$engine-cut" --steps 100000
-    for _ in $(seq 600); do grep -q "^step 1/" "$engine-cut.0.err" && break || sleep 0.1; done
+    for _ in $(seq 600); do grep -qs "^step 1/" "$engine-cut.0.err" && break || sleep 0.1; done
     ip link set "v3-$$" down
     begun=$(date +%s%N)
     for host in 0 1; do
-        until grep -q "error: rank $host on host.*rank 2 is gone" "$engine-cut.$host.err"; do
+        until grep -qs "error: rank $host on host.*rank 2 is gone" "$engine-cut.$host.err"; do
             elapsed=$((($(date +%s%N) - begun) / 1000000))
             [ "$elapsed" -lt 60000 ] || fail "$engine: rank $host does not name rank 2"
             sleep 0.05
