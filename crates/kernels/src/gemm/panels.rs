@@ -20,7 +20,7 @@ const BLOCK_OF_A: usize = 1056 * SHALLOW;
 /// Rows of a that are packed at once where they lie in memory one by one.
 const GROUP: usize = 96;
 /// Rows of wide sums of narrow factors kept until they are rounded into a narrow c.
-const SUM_ROWS: usize = 576;
+const SUM_ROWS: usize = 768;
 /// The same of wide factors, from which a narrow c is rare.
 const WIDE_SUM_ROWS: usize = 96;
 /// Columns of such sums: one block of b.
