@@ -16,6 +16,8 @@ pub(super) struct Shape {
 const LARGEST: usize = 12 * 32;
 /// Bytes of the longest vector.
 const LONGEST: usize = 64;
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
 /// Steps by which the panel of b, which comes from the second cache, is asked for ahead of its use.
 const AHEAD: usize = 10;
 
@@ -171,8 +173,8 @@ unsafe fn tile<T: Float, S: Simd, const H: usize, const W: usize>(
     let mut sums = [[zero; W]; H];
     let mut b = b.cast::<[T::Vector<S>; W]>();
     for _ in 0..depth {
-        let ahead = b.wrapping_add(AHEAD).cast::<T::Vector<S>>();
-        (0..W).for_each(|i| prefetch(ahead.wrapping_add(i)));
+        let ahead = b.wrapping_add(AHEAD).cast::<u8>();
+        (0..size_of::<[T::Vector<S>; W]>()).step_by(LINE).for_each(|at| prefetch(ahead.wrapping_add(at)));
         prefetch(next);
         next = next.wrapping_add(pace);
         // SAFETY: both advance by one of `depth` steps; vectors are plain elements, here read unaligned.

@@ -17,14 +17,16 @@ const SHALLOW: usize = 1536;
 const BLOCK_OF_B: usize = 576 * SHALLOW;
 /// Bytes of the block of a that passes several blocks of b, beyond that cache.
 const BLOCK_OF_A: usize = 1056 * SHALLOW;
+/// The same of narrow factors, beside sums of as many rows.
+const NARROW_BLOCK_OF_A: usize = SUM_ROWS * SHALLOW;
 /// Rows of a that are packed at once where they lie in memory one by one.
 const GROUP: usize = 96;
 /// Rows of wide sums of narrow factors kept until they are rounded into a narrow c.
 const SUM_ROWS: usize = 576;
 /// The same of wide factors, from which a narrow c is rare.
 const WIDE_SUM_ROWS: usize = 96;
-/// Columns of such sums: one block of b.
-const SUM_COLUMNS: usize = 576;
+/// Columns of such sums.
+const SUM_COLUMNS: usize = 1024;
 /// Multiplications below which a thread more costs more than it saves.
 const WORTH_A_THREAD: usize = 1 << 20;
 /// Multiples of every tile's rows and columns.
@@ -41,11 +43,15 @@ fn lanes<T>(bytes: usize, depth: usize, unit: usize) -> usize {
     bytes / (depth * size_of::<T>()) / unit * unit
 }
 
+fn block_of_a<S: Storage>() -> usize {
+    if same_type::<S, S::Wide>() { BLOCK_OF_A } else { NARROW_BLOCK_OF_A }
+}
+
 /// Elements of one part's packed a, packed b and wide sums.
 fn lengths<S: Storage>([m, n, k]: [usize; 3]) -> [usize; 3] {
     let [m, n] = [m.next_multiple_of(UNIT[0]), n.next_multiple_of(UNIT[1])];
     let depth = k.min(DEEP / size_of::<S::Wide>());
-    let [a, b] = [BLOCK_OF_A, BLOCK_OF_B].map(|bytes| bytes / size_of::<S::Wide>());
+    let [a, b] = [block_of_a::<S>(), BLOCK_OF_B].map(|bytes| bytes / size_of::<S::Wide>());
     let sums = m.min(sum_rows::<S>()) * n.min(SUM_COLUMNS);
     [a.min(m * depth), b.min(n * depth), sums].map(|len| len.next_multiple_of(16))
 }
@@ -133,7 +139,7 @@ impl<S: Storage, C: Storage<Wide = S::Wide>> Part<'_, S, C> {
         let origin = [rows.start, columns.start];
         let deepest = depth::<S::Wide>(self.k, columns.len());
         let widest = lanes::<S::Wide>(BLOCK_OF_B, deepest, UNIT[1]);
-        let most = lanes::<S::Wide>(BLOCK_OF_A, deepest, UNIT[0]);
+        let most = lanes::<S::Wide>(block_of_a::<S>(), deepest, UNIT[0]);
         let several = columns.len() > widest;
         for rows in blocks(rows.clone(), if several { most } else { rows.len() }, UNIT[0]) {
             for depths in blocks(0..self.k, deepest, 1) {
