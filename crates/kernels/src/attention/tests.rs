@@ -1,7 +1,8 @@
 //! Attention against its definition in f64, and its gradients against finite differences.
 
 use super::*;
-use crate::testing::{assert_close, dot, finite_difference, poisoned, random, scalar};
+use crate::testing::{assert_close, cpus, dot, finite_difference, poisoned, random, scalar};
+use half::bf16;
 use proptest::prelude::*;
 
 fn no_keys<'a>(shape: &AttentionShape<'a>) -> AttentionShape<'a> {
@@ -301,88 +302,91 @@ fn dropout_does_not_depend_on_the_split() {
 /// scale sum d q. The backward pass reads o as it was rounded, by 2^-9 |o|, which changes delta = sum o do by at most
 /// 2^-9 sum |o do|, and so d by p times that. All else is in f32; 2^-8 instead of 2^-9 leaves room for it and for
 /// terms of second order.
-#[test]
-fn bf16_is_right_but_for_rounding() {
-    use crate::testing::cpus;
-    use half::bf16;
+fn check_bf16(extents: [usize; 5], causal: bool, dropped: bool, stride: u32, seed: u64) {
     const ROUNDING: f64 = 1.0 / 256.0;
-    for (q_len, k_len, kv_heads, group, head_dim, causal, dropped) in [
-        (40, 40, 2, 1, 64, true, false),
-        (31, 33, 1, 2, 32, false, false),
-        (160, 160, 1, 1, 64, true, true),
-        (129, 300, 1, 1, 80, true, false),
-        (257, 65, 1, 2, 40, false, true),
-        (300, 300, 1, 1, 128, true, false),
-        (5, 140, 2, 1, 7, false, false),
-    ] {
-        let (q_index, k_index): (Vec<u32>, Vec<u32>) =
-            ((0..q_len as u32).collect(), (0..k_len as u32).collect());
-        let dropout = AttentionDropout {
-            p: 0.2,
-            key: Key::new(3, 1, "attention"),
-            batch_index: &[0],
-            kv_index: &[0, 1][..kv_heads],
-            group_index: &[0, 1][..group],
-            kv_heads,
-            group,
-            q_size: q_len,
-            k_size: k_len,
-        };
-        let shape = AttentionShape {
-            batch: 1,
-            q_len,
-            k_len,
-            kv_heads,
-            group,
-            head_dim,
-            q_index: &q_index,
-            k_index: &k_index,
-            k_size: k_len,
-            causal,
-            scale: 1.0 / (head_dim as f64).sqrt(),
-            dropout: dropped.then_some(dropout),
-        };
-        let round = |x: &[f64]| -> Vec<bf16> { x.iter().map(|&x| bf16::from_f64(x)).collect() };
-        let wide = |x: &[bf16]| -> Vec<f64> { x.iter().map(|x| x.to_f64()).collect() };
-        let x = Inputs::new(&shape, 5);
-        let [q, k, v, d_o] = [&x.q, &x.k, &x.v, &x.d_o].map(|x| round(x));
-        let [wide_q, wide_k, wide_v, wide_d_o] = [&q, &k, &v, &d_o].map(|x| wide(x));
-        let expected = run::<f64>(&shape, &wide_q, &wide_k, &wide_v, &wide_d_o);
-        let magnitudes = magnitudes(&shape, [&wide_q, &wide_k, &wide_v, &wide_d_o], &expected);
-        for cpu in cpus() {
-            let poison = |len| vec![bf16::NAN; len];
-            let (mut o, mut lse) = (poison(q.len()), vec![f32::NAN; q.len() / head_dim]);
-            let mut scratch = vec![f32::NAN; attention_scratch(&shape, cpu.threads())];
-            attention_forward(cpu, &shape, &q, &k, &v, &mut o, &mut lse, &mut scratch);
-            let (mut dq, mut dk, mut dv) = (poison(q.len()), poison(k.len()), poison(k.len()));
-            scratch.fill(f32::NAN);
-            attention_backward(
-                cpu,
-                &shape,
-                &q,
-                &k,
-                &v,
-                &o,
-                &lse,
-                &d_o,
-                &mut dq,
-                &mut dk,
-                &mut dv,
-                &mut scratch,
-            );
-            assert_close(&lse, &expected[1], 1e-5);
-            for (name, actual, expected, magnitude) in [
-                ("o", &o, &expected[0], &magnitudes[0]),
-                ("dq", &dq, &expected[2], &magnitudes[1]),
-                ("dk", &dk, &expected[3], &magnitudes[2]),
-                ("dv", &dv, &expected[4], &magnitudes[3]),
-            ] {
-                for (i, ((a, e), m)) in wide(actual).iter().zip(expected).zip(magnitude).enumerate() {
-                    let allowed = ROUNDING * (e.abs() + m) + 1e-6;
-                    assert!((a - e).abs() <= allowed, "{name} {i}: {a}, expected {e}; {cpu:?}, {shape:?}");
-                }
+    let [q_len, k_len, kv_heads, group, head_dim] = extents;
+    let index = |len: usize| -> Vec<u32> { (0..len as u32).map(|i| stride * i).collect() };
+    let (q_index, k_index) = (index(q_len), index(k_len));
+    let dropout = AttentionDropout {
+        p: 0.2,
+        key: Key::new(seed, 1, "attention"),
+        batch_index: &[0],
+        kv_index: &[0, 1][..kv_heads],
+        group_index: &[0, 1][..group],
+        kv_heads,
+        group,
+        q_size: stride as usize * q_len,
+        k_size: stride as usize * k_len,
+    };
+    let shape = AttentionShape {
+        batch: 1,
+        q_len,
+        k_len,
+        kv_heads,
+        group,
+        head_dim,
+        q_index: &q_index,
+        k_index: &k_index,
+        k_size: stride as usize * k_len,
+        causal,
+        scale: 1.0 / (head_dim as f64).sqrt(),
+        dropout: dropped.then_some(dropout),
+    };
+    let round = |x: &[f64]| -> Vec<bf16> { x.iter().map(|&x| bf16::from_f64(x)).collect() };
+    let wide = |x: &[bf16]| -> Vec<f64> { x.iter().map(|x| x.to_f64()).collect() };
+    let x = Inputs::new(&shape, seed);
+    let [q, k, v, d_o] = [&x.q, &x.k, &x.v, &x.d_o].map(|x| round(x));
+    let [wide_q, wide_k, wide_v, wide_d_o] = [&q, &k, &v, &d_o].map(|x| wide(x));
+    let expected = run::<f64>(&shape, &wide_q, &wide_k, &wide_v, &wide_d_o);
+    let magnitudes = magnitudes(&shape, [&wide_q, &wide_k, &wide_v, &wide_d_o], &expected);
+    for cpu in cpus() {
+        let poison = |len| vec![bf16::NAN; len];
+        let (mut o, mut lse) = (poison(q.len()), vec![f32::NAN; q.len() / head_dim]);
+        let mut scratch = vec![f32::NAN; attention_scratch(&shape, cpu.threads())];
+        attention_forward(cpu, &shape, &q, &k, &v, &mut o, &mut lse, &mut scratch);
+        let (mut dq, mut dk, mut dv) = (poison(q.len()), poison(k.len()), poison(k.len()));
+        scratch.fill(f32::NAN);
+        attention_backward(cpu, &shape, &q, &k, &v, &o, &lse, &d_o, &mut dq, &mut dk, &mut dv, &mut scratch);
+        assert_close(&lse, &expected[1], 1e-5);
+        for (name, actual, expected, magnitude) in [
+            ("o", &o, &expected[0], &magnitudes[0]),
+            ("dq", &dq, &expected[2], &magnitudes[1]),
+            ("dk", &dk, &expected[3], &magnitudes[2]),
+            ("dv", &dv, &expected[4], &magnitudes[3]),
+        ] {
+            for (i, ((a, e), m)) in wide(actual).iter().zip(expected).zip(magnitude).enumerate() {
+                let allowed = ROUNDING * (e.abs() + m) + 1e-6;
+                assert!((a - e).abs() <= allowed, "{name} {i}: {a}, expected {e}; {cpu:?}");
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn bf16_is_right_but_for_rounding(
+        extents in (1usize..200, 1usize..200, 1usize..3, 1usize..3, 1usize..140),
+        causal: bool, dropped: bool, stride in 1u32..3, seed in 0u64..99,
+    ) {
+        let (q_len, k_len, kv_heads, group, head_dim) = extents;
+        check_bf16([q_len, k_len, kv_heads, group, head_dim], causal, dropped, stride, seed);
+    }
+}
+
+/// Extents at the edges of blocks, chunks and spans.
+#[test]
+fn bf16_is_right_at_the_edges_of_blocks() {
+    for (extents, causal, dropped) in [
+        ([32, 32, 2, 1, 64], true, false),
+        ([31, 33, 1, 2, 32], false, false),
+        ([160, 160, 1, 1, 64], true, true),
+        ([129, 300, 1, 1, 80], true, false),
+        ([257, 65, 1, 2, 40], false, true),
+        ([300, 300, 1, 1, 128], true, false),
+        ([96, 128, 2, 1, 7], false, false),
+    ] {
+        check_bf16(extents, causal, dropped, 1, 5);
     }
 }
 
@@ -453,6 +457,61 @@ fn what_is_not_seen_does_not_reach() {
         assert!(finite(&dq).iter().enumerate().all(|(query, &finite)| finite == (query != at)));
         for gradient in [dk, dv] {
             assert!(finite(&gradient).iter().enumerate().all(|(key, &finite)| finite == (key > at)));
+        }
+    }
+}
+
+/// Nor does what no query sees: not even to the queries that fill up a block.
+#[test]
+fn keys_that_no_query_sees_may_be_anything() {
+    let index: Vec<u32> = (0..150).collect();
+    let shape = AttentionShape {
+        batch: 1,
+        q_len: 41,
+        k_len: 150,
+        kv_heads: 1,
+        group: 2,
+        head_dim: 24,
+        q_index: &index[..41],
+        k_index: &index,
+        k_size: 150,
+        causal: true,
+        scale: 0.25,
+        dropout: None,
+    };
+    let x = Inputs::new(&shape, 4);
+    let round = |x: &[f64]| -> Vec<bf16> { x.iter().map(|&x| bf16::from_f64(x)).collect() };
+    let [q, mut k, mut v, d_o] = [&x.q, &x.k, &x.v, &x.d_o].map(|x| round(x));
+    for stain_keys in [false, true] {
+        for key in [41, 60, 149] {
+            v[key * 24 + 5] = bf16::NAN;
+            if stain_keys {
+                k[key * 24 + 7] = bf16::INFINITY;
+            }
+        }
+        for cpu in cpus() {
+            let poison = |len| vec![bf16::NAN; len];
+            let (mut o, mut lse) = (poison(q.len()), vec![f32::NAN; q.len() / 24]);
+            let mut scratch = vec![f32::NAN; attention_scratch(&shape, cpu.threads())];
+            attention_forward(cpu, &shape, &q, &k, &v, &mut o, &mut lse, &mut scratch);
+            let (mut dq, mut dk, mut dv) = (poison(q.len()), poison(k.len()), poison(k.len()));
+            attention_backward(
+                cpu,
+                &shape,
+                &q,
+                &k,
+                &v,
+                &o,
+                &lse,
+                &d_o,
+                &mut dq,
+                &mut dk,
+                &mut dv,
+                &mut scratch,
+            );
+            for results in [o, dq, dk, dv] {
+                assert!(results.iter().all(|x| x.is_finite()), "{cpu:?}");
+            }
         }
     }
 }

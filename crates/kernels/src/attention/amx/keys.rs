@@ -80,8 +80,8 @@ impl Keys {
     }
 }
 
-/// One past the last global key index that each of 32 queries sees. Queries beyond the last see what the lowest
-/// index allows, and make no difference.
+/// One past the last global key index that each of 32 queries sees. Queries beyond the last see no more than the
+/// others do, so that no key matters to them alone.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     each: [[u32; 16]; 2],
@@ -102,16 +102,16 @@ impl Limits {
         }
         // min(index + 1, size), but the sum must not overflow.
         let (one, less) = (_mm512_set1_epi32(1), _mm512_set1_epi32((size - 1) as i32));
-        let mut limits = load(shape.q_index, first, u32::MAX);
+        let there = those_below(shape.q_len, first);
+        let (first_half, second_half) = (there as u16, (there >> 16) as u16);
+        let mut limits = load(shape.q_index, first, 0);
         let mut each = [[0; 16]; 2];
-        for (limits, each) in limits.iter_mut().zip(&mut each) {
-            *limits = _mm512_add_epi32(_mm512_min_epu32(*limits, less), one);
+        for ((limits, each), there) in limits.iter_mut().zip(&mut each).zip([first_half, second_half]) {
+            *limits = _mm512_maskz_add_epi32(there, _mm512_min_epu32(*limits, less), one);
             // SAFETY: an array of 64 bytes.
             unsafe { _mm512_storeu_si512(each.as_mut_ptr().cast(), *limits) };
         }
         let [low, high] = limits;
-        let there = those_below(shape.q_len, first);
-        let (first_half, second_half) = (there as u16, (there >> 16) as u16);
         let lowest = _mm512_mask_reduce_min_epu32(first_half, low)
             .min(_mm512_mask_reduce_min_epu32(second_half, high));
         let highest = _mm512_mask_reduce_max_epu32(first_half, low)
