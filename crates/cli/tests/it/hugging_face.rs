@@ -20,7 +20,7 @@ fn gradients_are_reported_and_written() {
         let (from, batch) = (fixture(name), fixture(&format!("{name}/batch.safetensors")));
         let arguments = gradients(&from, &batch, &["--dtype", "f64", "--mesh", "dp=2,tp=2", "--json"]);
         let report = place.json(&arguments);
-        assert!(report["loss"].as_f64().unwrap() > 1.0, "{name}: {report}");
+        assert!(report["loss"].as_f64().unwrap() > 0.5, "{name}: {report}");
         assert_eq!(
             (&report["num_targets"], &report["num_gradients"]),
             (&targets.into(), &num.into()),
