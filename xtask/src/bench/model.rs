@@ -21,6 +21,8 @@ pub struct Model {
     pub vocab: usize,
     /// Sequences in a step of one rank.
     pub batch: usize,
+    /// What Phalanx computes again in the backward instead of keeping it, `parallel.recompute`.
+    pub recompute: &'static str,
     /// Steps of a run that are not counted.
     pub warmup: usize,
     /// Steps of a run that are.
@@ -37,6 +39,7 @@ pub const SMALL: Model = Model {
     sequence: 256,
     vocab: 8192,
     batch: 8,
+    recompute: "none",
     warmup: 2,
     steps: 5,
     pairs: 15,
@@ -50,6 +53,7 @@ pub const LARGE: Model = Model {
     sequence: 256,
     vocab: 32000,
     batch: 4,
+    recompute: "selective",
     warmup: 2,
     steps: 4,
     pairs: 6,
@@ -64,6 +68,7 @@ pub const TINY: Model = Model {
     sequence: 64,
     vocab: 512,
     batch: 4,
+    recompute: "none",
     warmup: 1,
     steps: 4,
     pairs: 1,
@@ -90,13 +95,14 @@ impl Model {
 
     /// `config.toml` for `phalanx` and `settings.json` for the scripts, beside the tokens in `dir`.
     pub fn write_settings(&self, dir: &Path) -> Result<(), Failure> {
-        let Model { layers, embed, heads, sequence, vocab, batch, .. } = self;
+        let Model { layers, embed, heads, sequence, vocab, batch, recompute, .. } = self;
         // A run is ended from outside when it has shown enough steps, before it saves anything.
         let config = format!(
             "[model]\nfamily = \"gpt2\"\nnum_layers = {layers}\nembed = {embed}\nnum_heads = {heads}\n\
              vocab_size = {vocab}\ntied = false\ndropout = 0.0\n\n\
              [data]\ntext = [\"tokens.txt\"]\ntokenizer = \"tokenizer.json\"\nsequence_length = {sequence}\n\
              validation = 0.0\n\n\
+             [parallel]\nrecompute = \"{recompute}\"\n\n\
              [train]\nsteps = 1000000\nbatch = {batch}\noptimizer = \"adamw\"\nlr = {LR}\n\
              lr_schedule = \"constant\"\nwarmup_steps = 0\nbetas = {BETAS:?}\neps = {EPS:?}\n\
              weight_decay = {WEIGHT_DECAY}\nclip_norm = 0.0\neval_every = 0\nseed = {}\n",
