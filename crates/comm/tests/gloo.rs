@@ -174,11 +174,14 @@ fn a_panic_and_an_early_return_are_told() {
             std::thread::spawn(move || {
                 let c = job(&store, 3, 1, rank).join(rank, Duration::from_secs(20)).unwrap();
                 let arena = Arena::reserve(1 << 20).unwrap();
+                // Nobody is still joining when the panic comes: that would be an error of joining.
+                let all_joined = c.barrier();
                 if rank == 1 {
                     std::panic::resume_unwind(Box::new("a bug"));
                 }
                 let begun = Instant::now();
-                let error = reduce(&*c, &arena, 100).unwrap_err();
+                // The news may come before the barrier has let this rank go.
+                let error = all_joined.and_then(|()| reduce(&*c, &arena, 100)).unwrap_err();
                 assert!(begun.elapsed() < Duration::from_secs(2));
                 let last = c.recent_operations().pop().unwrap();
                 assert!(matches!(last.outcome, Outcome::Failed(_)));
