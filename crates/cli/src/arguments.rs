@@ -107,7 +107,7 @@ Examples:
   phalanx train examples/austen.toml
   phalanx train examples/austen.toml --mesh dp=4 --set train.lr=2e-3 --steps 500
   phalanx train examples/austen.toml --mesh \"dp=2,pp=2;schedule=gpipe;num_microbatches=4\"
-  phalanx train examples/austen.toml --resume runs/austen-1 --steps 900 --mesh tp=2")]
+  phalanx train examples/austen.toml --resume runs/austen-1 --steps 1400 --mesh tp=2")]
 pub struct TrainArguments {
     #[command(flatten)]
     pub config: ConfigArguments,
