@@ -6,7 +6,9 @@ use mesh::{Run, Tile};
 
 /// Fills the part of a state that `tile` covers; padding is zero.
 pub(crate) fn fill<T: Float>(cpu: &Cpu, init: Init, seed: u64, name: &str, tile: &Tile, out: &mut [T]) {
-    out.fill(T::ZERO);
+    if tile.real_len() < out.len() {
+        out.fill(T::ZERO);
+    }
     let key = Key::new(seed, 0, name);
     let mut draw = |run: Run| {
         let out = &mut out[run.local..run.local + run.len];

@@ -144,7 +144,7 @@ unsafe fn multiply<U: Unit, C: Storage<Wide = f32>>(
             let mut patch = MaybeUninit::uninit();
             // SAFETY: this share of the scratch lies inside it, as asserted, and is borrowed here alone; its parts
             // are as long as their elements need, aligned, and any bytes are numbers. The caller vouches for the
-            // instructions; `begin` and `end` enclose their use on this thread.
+            // instructions; `ready` encloses their use on this thread.
             unsafe {
                 let bytes = scratch.rows(index..index + 1);
                 let [a_len, _, sums_len] = plan.lengths;
@@ -164,9 +164,7 @@ unsafe fn multiply<U: Unit, C: Storage<Wide = f32>>(
                     patch: patch.as_mut_ptr(),
                     unrounded: None,
                 };
-                U::begin();
-                part.multiply(rows, columns);
-                U::end();
+                U::ready(|| part.multiply(rows, columns));
             }
         }
     });
@@ -206,7 +204,7 @@ struct Ahead {
 
 impl<U: Unit, C: Storage<Wide = f32>> Part<'_, U, C> {
     /// # Safety
-    /// After the unit's `begin`, on a machine that has its instructions; the rows and columns of c are this part's
+    /// Inside the unit's `ready`, on a machine that has its instructions; the rows and columns of c are this part's
     /// alone; the patch can be written.
     unsafe fn multiply(mut self, rows: Range<usize>, columns: Range<usize>) {
         let keeps_a = self.keeps_a();

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use std::cell::Cell;
 
 thread_local! {
-    /// Whether this thread is between `begin` and `end`.
+    /// Whether this thread is inside `ready`.
     static READY: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -17,11 +17,9 @@ thread_local! {
 struct Model;
 
 impl Unit for Model {
-    unsafe fn begin() {
+    unsafe fn ready(work: impl FnOnce()) {
         assert!(!READY.replace(true));
-    }
-
-    unsafe fn end() {
+        work();
         assert!(READY.replace(false));
     }
 

@@ -1,6 +1,7 @@
 //! The instructions that products on tiles are made of: AMX, and what packs for it. No loop over a matrix here.
 
 use super::square::{self, Order};
+use crate::amx::with_tiles;
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -46,22 +47,16 @@ pub(super) struct Block {
 
 /// What runs blocks. Tests put a model in its place on machines without tiles.
 pub(super) trait Unit {
-    /// Prepares this thread for [`Unit::multiply`].
+    /// Runs `work` with this thread ready for [`Unit::multiply`].
     ///
     /// # Safety
     /// The machine has the instructions.
-    unsafe fn begin();
-
-    /// Gives back what `begin` took.
-    ///
-    /// # Safety
-    /// As `begin`.
-    unsafe fn end();
+    unsafe fn ready(work: impl FnOnce());
 
     /// The 32 by 32 sums of one block.
     ///
     /// # Safety
-    /// After `begin`, on the same thread; the block's pointers reach what its documentation says, but for
+    /// Inside [`Unit::ready`]; the block's pointers reach what its documentation says, but for
     /// `ahead`, which may dangle.
     unsafe fn multiply(block: &Block);
 
@@ -85,35 +80,10 @@ pub(super) struct Sums(pub(super) [[f32; SIDE]; SIDE]);
 /// AMX tiles and AVX-512.
 pub(super) struct Amx;
 
-/// The operand of `ldtilecfg`: eight tiles of 16 rows of 64 bytes.
-#[repr(C, align(64))]
-struct Configuration {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-static CONFIGURATION: Configuration = Configuration {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
-
 impl Unit for Amx {
-    unsafe fn begin() {
-        // SAFETY: the configuration is a valid one of palette 1; the caller vouches for the instruction.
-        unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &CONFIGURATION, options(nostack, readonly, preserves_flags))
-        };
-    }
-
-    unsafe fn end() {
-        // SAFETY: tiles hold nothing between blocks; the caller vouches for the instruction.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+    unsafe fn ready(work: impl FnOnce()) {
+        // SAFETY: vouched for by the caller.
+        unsafe { with_tiles(work) }
     }
 
     #[inline]
