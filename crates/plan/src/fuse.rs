@@ -117,11 +117,9 @@ fn linear(
     let (Op::Contract, &[a, b], _, name) = computation(block, first)? else { return None };
     let [of_b, of_product, of_bias, of_sum] = [b, product, bias, outputs[0]].map(|id| program.buffer(id));
     let columns: Vec<Dim> = of_b.dims.iter().copied().filter(|d| of_product.dims.contains(d)).collect();
-    let one_row = of_bias.dims == columns
-        && of_bias.dtype == program.float
-        && of_product.dtype == of_sum.dtype
-        && of_product.layout == of_sum.layout
-        && of_product.layout.partial().is_empty();
+    // Layouts agree already: an addition has its operands where its result is, and with a whole bias it owes nothing.
+    let one_row =
+        of_bias.dims == columns && of_bias.dtype == program.float && of_product.dtype == of_sum.dtype;
     // Its maker and the addition.
     let unseen = touches[of_product.storage.index()] == 2;
     (one_row && unseen && may_wait(program, block, first, second)).then(|| {
@@ -142,11 +140,8 @@ fn add_norm(program: &Program, block: &Block, second: usize) -> Option<(usize, I
     let first = maker(block, second, *sum)?;
     let (Op::Add, &[x, y], _, _) = computation(block, first)? else { return None };
     let [of_x, of_y, of_sum, of_norm] = [x, y, *sum, outputs[0]].map(|id| program.buffer(id));
-    let alike = [of_x, of_y, of_norm]
-        .iter()
-        .all(|b| b.dims == of_sum.dims && b.layout == of_sum.layout && b.dtype == of_sum.dtype);
-    let whole = alike && of_sum.layout.partial().is_empty();
-    (whole && may_wait(program, block, first, second)).then(|| {
+    let alike = [of_x, of_y, of_norm].iter().all(|b| b.dims == of_sum.dims && b.dtype == of_sum.dtype);
+    (alike && may_wait(program, block, first, second)).then(|| {
         let fused = Instruction::Compute {
             op: Op::AddNorm { kind: *kind, eps: *eps },
             inputs: [&[x, y], parameters].concat(),

@@ -92,6 +92,22 @@ fn biases_and_residuals_are_fused_where_nothing_is_owed() {
     let program = lower(&graph, &plan, 0, &Chooser::Policy, true).unwrap();
     // The output and the second of the feed-forward owe a sum, to which a bias is added once, after it is paid.
     assert_eq!(count(&program, "linear"), 7 * 4);
+    // Had such a product its bias, each part of the sum would have it: the checker refuses that.
+    let bias = program.states.iter().find(|(name, _)| name.ends_with("output.bias")).unwrap().1;
+    let mut mutant = program.clone();
+    let owing = mutant.blocks.iter_mut().flat_map(|b| &mut b.instructions).find_map(|i| match i {
+        Instruction::Compute { op, inputs, outputs, .. }
+            if *op == graph::Op::Contract && !program.buffer(outputs[0]).layout.partial().is_empty() =>
+        {
+            Some((op, inputs))
+        }
+        _ => None,
+    });
+    let (op, inputs) = owing.expect("a row-parallel product");
+    *op = graph::Op::Linear;
+    inputs.push(bias);
+    let verdict = check(&graph, &plan, &mutant).unwrap_err().to_string();
+    assert!(verdict.contains("linear is not legal on tp"), "{verdict}");
 }
 
 #[test]
