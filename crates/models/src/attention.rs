@@ -3,6 +3,7 @@
 use graph::{Graph, ValueId};
 
 use crate::decoder::{Decoder, Dims, Family, Inputs, Rotation};
+use crate::parts;
 
 /// `x + project(attention(norm(x)))`.
 ///
@@ -15,18 +16,13 @@ pub(crate) fn block(
     layer: usize,
     x: ValueId,
 ) -> ValueId {
-    let normed = model.norm(g, d, x);
-    let head = [d.kv_heads, d.group, d.head_dim];
-    let kv_head = [d.kv_heads, d.head_dim];
-    let queries = [d.batch, d.seq, d.kv_heads, d.group, d.head_dim];
-    let keys = [d.batch, d.seq, d.kv_heads, d.head_dim];
-    let query_weight = [d.embed, d.kv_heads, d.group, d.head_dim];
-    let kv_weight = [d.embed, d.kv_heads, d.head_dim];
-    let std = model.std();
-    let bias = model.has_attention_bias();
-    let mut q = model.project(g, "query", normed, &query_weight, bias.then_some(&head[..]), &queries, std);
-    let mut k = model.project(g, "key", normed, &kv_weight, bias.then_some(&kv_head[..]), &keys, std);
-    let v = model.project(g, "value", normed, &kv_weight, bias.then_some(&kv_head[..]), &keys, std);
+    let normed = model.norm(g, x);
+    let heads = [d.kv_heads, d.group, d.head_dim];
+    let kv_heads = [d.kv_heads, d.head_dim];
+    let has_bias = model.has_attention_bias();
+    let mut q = parts::linear(g, "query", normed, &[d.embed], &heads, has_bias);
+    let mut k = parts::linear(g, "key", normed, &[d.embed], &kv_heads, has_bias);
+    let v = parts::linear(g, "value", normed, &[d.embed], &kv_heads, has_bias);
     if model.family == Family::Llama {
         let Rotation { frequencies, factor } = model.rotation();
         let rotary = graph::Op::Rotary { frequencies, factor, inverse: false };
@@ -37,10 +33,7 @@ pub(crate) fn block(
     let v = g.rename("value.context", v, d.seq, d.key_seq);
     let scale = model.attention_scale(layer);
     let o = g.attention("core", q, k, v, inputs.key_index, true, scale, model.dropout);
-    let stream = [d.batch, d.seq, d.embed];
-    let weight = [d.kv_heads, d.group, d.head_dim, d.embed];
-    let bias = bias.then_some(&stream[2..]);
-    let y = model.project(g, "output", o, &weight, bias, &stream, model.residual_std());
+    let y = parts::linear_drawn(g, "output", o, &heads, &[d.embed], has_bias, model.residual_std());
     let y = g.dropout("dropout", y, model.dropout);
     g.add("residual", &[x, y])
 }

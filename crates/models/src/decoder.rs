@@ -5,6 +5,7 @@ use std::sync::Arc;
 use graph::{Dim, Graph, Init, NormKind, Op, Place, ValueId};
 
 use crate::attention;
+use crate::parts::{self, STD};
 use crate::pointwise::Activation;
 
 /// Style of a decoder.
@@ -133,8 +134,6 @@ pub(crate) struct Inputs {
     pub key_index: Option<ValueId>,
 }
 
-const STD: f64 = 0.02;
-
 impl Decoder {
     /// Checks the shape for sequences of `sequence_length` tokens.
     ///
@@ -213,9 +212,9 @@ impl Decoder {
     }
 
     /// Final norm, before the head.
-    pub(crate) fn final_norm(&self, g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
+    pub(crate) fn final_norm(&self, g: &mut Graph, x: ValueId) -> ValueId {
         g.set_place(Place::Layer(self.num_layers + 1));
-        g.scoped("head", |g| self.norm(g, d, x))
+        g.scoped("head", |g| self.norm(g, x))
     }
 
     /// Logits of normalised activations `[.., embed]`, with dims `dims` (ending in the vocabulary).
@@ -237,41 +236,12 @@ impl Decoder {
         })
     }
 
-    pub(crate) fn norm(&self, g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
-        g.scoped("norm", |g| {
-            let gain = g.parameter("gain", &[d.embed], Init::Ones, false);
-            match self.family {
-                Family::Gpt2 => {
-                    let bias = g.parameter("bias", &[d.embed], Init::Zeros, false);
-                    g.norm("", NormKind::Layer, self.norm_eps, x, gain, Some(bias))
-                }
-                Family::Llama => g.norm("", NormKind::Rms, self.norm_eps, x, gain, None),
-            }
-        })
-    }
-
-    /// A projection by `name`.weight, with a bias if its dims are given. `weight` and `result` are dims.
-    pub(crate) fn project(
-        &self,
-        g: &mut Graph,
-        name: &str,
-        x: ValueId,
-        weight: &[Dim],
-        bias: Option<&[Dim]>,
-        result: &[Dim],
-        std: f64,
-    ) -> ValueId {
-        g.scoped(name, |g| {
-            let w = g.parameter("weight", weight, Init::Normal { std }, true);
-            let y = g.contract("", x, w, result);
-            match bias {
-                Some(bias) => {
-                    let b = g.parameter("bias", bias, Init::Zeros, false);
-                    g.add("biased", &[y, b])
-                }
-                None => y,
-            }
-        })
+    pub(crate) fn norm(&self, g: &mut Graph, x: ValueId) -> ValueId {
+        let kind = match self.family {
+            Family::Gpt2 => NormKind::Layer,
+            Family::Llama => NormKind::Rms,
+        };
+        parts::norm(g, kind, self.norm_eps, x)
     }
 
     /// Whether attention's projections have biases.
@@ -303,29 +273,22 @@ impl Decoder {
     }
 
     fn mlp_block(&self, g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
-        let normed = self.norm(g, d, x);
-        let hidden = [d.batch, d.seq, d.mlp];
+        let normed = self.norm(g, x);
         let has_bias = self.family == Family::Gpt2 || self.variant.mlp_bias;
-        let bias = has_bias.then_some(&hidden[2..]);
+        let hidden = |g: &mut Graph, name| parts::linear(g, name, normed, &[d.embed], &[d.mlp], has_bias);
         let inner = match self.family {
             Family::Gpt2 => {
-                let up = self.project(g, "up", normed, &[d.embed, d.mlp], bias, &hidden, STD);
+                let up = hidden(g, "up");
                 self.variant.activation.write(g, up)
             }
             Family::Llama => {
-                let gate = self.project(g, "gate", normed, &[d.embed, d.mlp], bias, &hidden, STD);
-                let up = self.project(g, "up", normed, &[d.embed, d.mlp], bias, &hidden, STD);
+                let (gate, up) = (hidden(g, "gate"), hidden(g, "up"));
                 g.elementwise(Op::SwiGlu, "swiglu", &[gate, up])
             }
         };
-        let stream = [d.batch, d.seq, d.embed];
-        let bias = has_bias.then_some(&stream[2..]);
-        let y = self.project(g, "down", inner, &[d.mlp, d.embed], bias, &stream, self.residual_std());
+        let std = self.residual_std();
+        let y = parts::linear_drawn(g, "down", inner, &[d.mlp], &[d.embed], has_bias, std);
         let y = g.dropout("dropout", y, self.dropout);
         g.add("residual", &[x, y])
-    }
-
-    pub(crate) fn std(&self) -> f64 {
-        STD
     }
 }

@@ -1,10 +1,11 @@
-//! What the families beside the decoders are put together from: linear layers, norms, heads of attention,
-//! feed-forward blocks. No family's own text.
+//! What families are put together from: linear layers, norms, heads of attention, feed-forward blocks. No family's own
+//! text.
 
 use graph::{Dim, Graph, Init, NormKind, Op, ValueId, ValueType};
 
 use crate::pointwise::Activation;
 
+/// Spread of first weights, unless a family says otherwise.
 pub(crate) const STD: f64 = 0.02;
 
 /// Sizes that the blocks of a model share.
@@ -61,10 +62,23 @@ pub(crate) fn linear(
     output: &[Dim],
     has_bias: bool,
 ) -> ValueId {
+    linear_drawn(g, name, x, input, output, has_bias, STD)
+}
+
+/// [`linear`] whose first weights have another spread.
+pub(crate) fn linear_drawn(
+    g: &mut Graph,
+    name: &str,
+    x: ValueId,
+    input: &[Dim],
+    output: &[Dim],
+    has_bias: bool,
+    std: f64,
+) -> ValueId {
     let dims = g.value(x).dims.clone();
     let result = [&dims[..dims.len() - input.len()], output].concat();
     g.scoped(name, |g| {
-        let weight = g.parameter("weight", &[input, output].concat(), Init::Normal { std: STD }, true);
+        let weight = g.parameter("weight", &[input, output].concat(), Init::Normal { std }, true);
         let y = g.contract("", x, weight, &result);
         if !has_bias {
             return y;

@@ -86,7 +86,7 @@ pub fn next_token_step(model: &Decoder, step: Step, precision: Precision) -> Gra
     let positions = g.input("positions", &[d.batch, d.seq], ValueType::Int);
     let select = g.input("select", &[d.batch, d.seq], ValueType::Float);
     let (x, table) = model.body(&mut g, &d, &Inputs { tokens, positions, key_index: None });
-    let x = model.final_norm(&mut g, &d, x);
+    let x = model.final_norm(&mut g, x);
     let chosen = g.weighted_sum("head.chosen", x, select);
     let logits = model.logits(&mut g, &d, chosen, table, &[d.batch, d.vocab]);
     g.set_role(Role::Update);

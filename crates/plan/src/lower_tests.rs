@@ -5,7 +5,10 @@ use graph::{Graph, Recompute};
 use memory::DType;
 use models::{Decoder, Family, Optimizer, OptimizerKind, Precision, Step, train_step};
 
-use crate::{BufferId, Chooser, Instruction, Parallel, Plan, PlanError, Program, check, check_world, lower};
+use crate::{
+    BufferId, Chooser, Class, Instruction, Parallel, Phase, Plan, PlanError, Program, check, check_world,
+    lower,
+};
 
 fn decoder(family: Family, tied: bool) -> Decoder {
     Decoder {
@@ -126,6 +129,46 @@ fn the_gradient_of_the_logits_takes_their_place() {
         let with_loss: Vec<bool> = programs.iter().flat_map(gradients).collect();
         assert_eq!(with_loss, [true], "{parallel:?}");
     }
+}
+
+#[test]
+fn logits_that_are_read_again_keep_their_place() {
+    let graph = graph(Family::Gpt2, false, Recompute::None);
+    let (_, programs) = programs(&graph, &Parallel::default(), &Chooser::Policy);
+    // As lowering leaves it: the gradient has a place of its own, and addresses are not assigned yet.
+    let mut program = programs[0].clone();
+    program
+        .buffers
+        .iter_mut()
+        .filter(|b| matches!(b.class, Class::Slot(_)))
+        .for_each(|b| b.class = Class::Temp);
+    let in_place = graph::Op::SumExpBackward { in_place: true };
+    let is_gradient = |i: &Instruction| matches!(i, Instruction::Compute { op, .. } if *op == in_place);
+    let block = program.blocks.iter().position(|b| b.instructions.iter().any(is_gradient)).unwrap();
+    let at = program.blocks[block].instructions.iter().position(is_gradient).unwrap();
+    let Instruction::Compute { op, inputs, outputs, .. } = &mut program.blocks[block].instructions[at] else {
+        unreachable!("found above")
+    };
+    let gradient = outputs[0];
+    let logits = program.buffers[gradient.index()].storage;
+    *op = graph::Op::SumExpBackward { in_place: false };
+    inputs.insert(0, logits);
+    program.buffers[gradient.index()].storage = gradient;
+    let reader = Instruction::Send { input: logits, to: 0, tag: 0 };
+    let sharing = |readers: &[(usize, usize)]| {
+        let mut program = program.clone();
+        for (block, at) in readers {
+            program.blocks[*block].instructions.insert(*at, reader.clone());
+        }
+        crate::reuse::reuse(&mut program);
+        program.buffers[gradient.index()].storage == logits
+    };
+    let forward = program.blocks.iter().position(|b| b.phase == Phase::Forward).unwrap();
+    assert!(sharing(&[]) && sharing(&[(forward, program.blocks[forward].instructions.len())]));
+    assert!(sharing(&[(block, at)]), "read before");
+    assert!(!sharing(&[(block, at + 1)]), "read after");
+    let update = program.blocks.iter().position(|b| b.phase == Phase::Update).unwrap();
+    assert!(!sharing(&[(update, 0)]), "read in a later phase");
 }
 
 #[test]

@@ -27,7 +27,8 @@ pub(crate) fn reuse(program: &mut Program) {
     }
 }
 
-/// Whether two buffers have the same elements in the same places, of which the first may be overwritten.
+/// Whether two buffers have the same elements in the same places, of which the first may be overwritten: what is read
+/// after the step is of another class.
 fn alike(program: &Program, from: BufferId, to: BufferId) -> bool {
     let [from, to] = [from, to].map(|id| program.buffer(id));
     let root = program.buffer(from.storage);
@@ -37,7 +38,7 @@ fn alike(program: &Program, from: BufferId, to: BufferId) -> bool {
 }
 
 /// Whether nothing touches the storage of `id` after instruction `index` of `block`, in the order in which phases of a
-/// microbatch follow each other, and no one reads it after the step.
+/// microbatch follow each other.
 fn is_last_reader(program: &Program, id: BufferId, block: usize, index: usize) -> bool {
     let storage = |id: &BufferId| program.buffer(*id).storage;
     let wanted = storage(&id);
@@ -60,7 +61,7 @@ fn is_last_reader(program: &Program, id: BufferId, block: usize, index: usize) -
             reads.iter().chain(&writes).any(|id| storage(id) == wanted)
         })
     });
-    !touched_later && program.outputs.iter().all(|(_, id)| storage(id) != wanted)
+    !touched_later
 }
 
 /// All views of `to` become views of the memory of `from`.

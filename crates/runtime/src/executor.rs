@@ -124,7 +124,7 @@ impl Executor {
         let coord = mesh.coord(world.rank());
         let memory =
             RankMemory::of(&programs.iter().map(|(l, p)| (&**l, &**p)).collect::<Vec<_>>(), cpu.threads());
-        let arena = Arena::reserve(memory.arena_bytes().max(64))?;
+        let arena = Arena::reserve(memory.arena_bytes().max(memory.state_bytes + groups::AGREE_BYTES))?;
         let scratch = Span { offset: memory.state_bytes + memory.workspace_bytes, len: memory.scratch_bytes };
         let first = programs[0].1.clone();
         let mut bound = Vec::new();
@@ -154,12 +154,14 @@ impl Executor {
     }
 
     fn compare_fingerprints(&self, stage: &GroupKey) -> Result<(), RuntimeError> {
+        // Behind the states, whose pages stay untouched.
+        let at = self.programs[0].program.state_bytes;
         for bound in &self.programs {
             let plan = format!("{:?}{:?}", bound.plan.mesh, bound.plan.schedule);
             let hash = plan.bytes().fold(0u64, |h, b| h.wrapping_mul(0x0100_0000_01b3) ^ u64::from(b));
-            groups::agree(&*self.world, &self.arena, 0, "plan", hash)?;
+            groups::agree(&*self.world, &self.arena, at, "plan", hash)?;
             let program = bound.program.fingerprint(&bound.plan);
-            groups::agree(&*self.groups[stage], &self.arena, 0, "program", program)?;
+            groups::agree(&*self.groups[stage], &self.arena, at, "program", program)?;
         }
         Ok(())
     }

@@ -38,7 +38,10 @@ pub(crate) fn connect(
     Ok(groups)
 }
 
-/// Refuses to go on if `fingerprint` is not the same on all ranks of `group`. The arena is left zero where it served.
+/// Bytes of the arena that [`agree`] uses.
+pub(crate) const AGREE_BYTES: usize = 32;
+
+/// Refuses to go on if `fingerprint` is not the same on all ranks of `group`.
 pub(crate) fn agree(
     group: &dyn Communicator,
     arena: &Arena,
@@ -47,18 +50,16 @@ pub(crate) fn agree(
     fingerprint: u64,
 ) -> Result<(), RuntimeError> {
     // The maximum of x and of -x over the ranks tells whether all x are equal; 16 bits at a time keep both in range.
-    let mut region = arena.write(Span { offset: at, len: 32 })?;
+    let mut region = arena.write(Span { offset: at, len: AGREE_BYTES })?;
     let parts = (0..4).map(|i| ((fingerprint >> (16 * i)) & 0xffff) as i32);
     for (i, part) in parts.enumerate() {
         region.as_mut_slice::<i32>()[i] = part;
         region.as_mut_slice::<i32>()[i + 4] = -part;
     }
     group.all_reduce(region, DType::I32, Reduce::Max)?.wait()?;
-    let mut region = arena.write(Span { offset: at, len: 32 })?;
-    let all = region.as_mut_slice::<i32>();
-    let differs = (0..4).any(|i| all[i] != -all[i + 4]);
-    all.fill(0);
-    if differs {
+    let region = arena.read(Span { offset: at, len: AGREE_BYTES })?;
+    let all = region.as_slice::<i32>();
+    if (0..4).any(|i| all[i] != -all[i + 4]) {
         return Err(RuntimeError::Mismatch { rank: group.rank(), what });
     }
     Ok(())
