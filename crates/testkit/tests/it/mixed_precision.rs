@@ -84,6 +84,55 @@ fn bf16_layouts_are_as_near_the_truth_as_one_rank() {
     rounds_like_one_rank(Precision::Bf16, &layouts);
 }
 
+/// Every state of a rank, one after the other.
+fn states(executor: &Executor) -> Result<Vec<u8>, TrainError> {
+    Ok(executor.with_states(|all| all.iter().flat_map(|s| s.bytes.to_vec()).collect())?)
+}
+
+/// Puts back what [`states`] read.
+fn restore(executor: &mut Executor, from: &[u8]) -> Result<(), TrainError> {
+    let mut rest = from;
+    executor.fill_states(|_, _, _, to| {
+        let (own, after) = rest.split_at(to.len());
+        to.copy_from_slice(own);
+        rest = after;
+        Ok(())
+    })
+}
+
+/// The copies that an update writes are those that the new parameters cast to, and replaced parameters are cast again:
+/// either way the next step has the same bits.
+#[test]
+fn narrow_copies_follow_their_parameters() {
+    for layout in ["dp=1", "dp=2,tp=2;num_microbatches=3", "dp=2;zero=1", "dp=2,pp=2;zero=3"] {
+        let small = Small { family: "llama", num_layers: 2, ..Small::default() };
+        let config = with(&small.layout(layout), Precision::Bf16, 5);
+        let stepper = assemble::training(&config, &assemble::decoder(&config, None).unwrap()).unwrap();
+        ranks::run(stepper.plan.mesh.world_size(), Duration::from_secs(60), |world| {
+            let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(Axis::Pp);
+            let programs = vec![stepper.shared(pipeline_rank, &Chooser::Policy, false)?];
+            let mut executor = Executor::new(world, programs, Cpu::single(), None)?;
+            executor.initialise(&stepper.graph, 5)?;
+            let run = |executor: &mut Executor, step: u64| -> Result<Vec<u8>, TrainError> {
+                let mut batch = Synthetic { seed: 5, step, vocab_size: 53 };
+                let scalars = [("lr", 1e-2), ("step", step as f64)];
+                executor.run(0, &mut batch, &StepInput { seed: 5, step, scalars: &scalars })?;
+                states(executor)
+            };
+            let first = states(&executor)?;
+            let second = run(&mut executor, 1)?;
+            let third = run(&mut executor, 2)?;
+            assert!(first != second && second != third, "{layout}: steps change states");
+            restore(&mut executor, &second)?;
+            assert!(run(&mut executor, 2)? == third, "{layout}: the update left other copies");
+            restore(&mut executor, &first)?;
+            assert!(run(&mut executor, 1)? == second, "{layout}: copies outlived their parameters");
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
 /// A batch in which one data-parallel rank meets a token of absurd weight at one step.
 struct Spiked {
     inner: Synthetic,
@@ -119,21 +168,18 @@ fn an_overflow_on_one_rank_skips_the_same_step_on_all() {
         executor.initialise(&stepper.graph, 7)?;
         let mut scale = LossScale::default();
         let mut told = Vec::new();
-        let bytes = |executor: &Executor| -> Result<Vec<u8>, TrainError> {
-            Ok(executor.with_states(|all| all.iter().flat_map(|s| s.bytes.to_vec()).collect())?)
-        };
         for step in 1..=6 {
             let spiked = step == SPIKE && coord.get(Axis::Dp) == 1;
             let mut batch = Spiked { inner: Synthetic { seed: 7, step, vocab_size: 53 }, spiked };
             let update = (step - scale.skipped_steps) as f64;
             let scalars = [("lr", 1e-2), ("step", update), ("loss_scale", scale.factor(12 * 15))];
-            let before = bytes(&executor)?;
+            let before = states(&executor)?;
             executor.run(0, &mut batch, &StepInput { seed: 7, step, scalars: &scalars })?;
             let mut norm = [0.0];
             executor.read_output(0, "grad_norm", &mut norm)?;
             let overflowed = !norm[0].is_finite();
             assert_eq!(
-                before == bytes(&executor)?,
+                before == states(&executor)?,
                 overflowed,
                 "step {step}: a skipped step changes nothing"
             );
