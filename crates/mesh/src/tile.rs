@@ -36,6 +36,18 @@ impl TileDim {
         index
     }
 
+    /// Length of the stretches, from local position 0 on, whose positions are neighbours globally as well.
+    fn contiguous(&self) -> usize {
+        let mut len = 1;
+        for &(radix, stride) in self.free.iter().rev() {
+            if radix > 1 && stride != len {
+                break;
+            }
+            len *= radix;
+        }
+        len
+    }
+
     /// Global indices of all local positions in order, padding included.
     pub fn indices(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.extent()).map(|i| self.global(i))
@@ -93,8 +105,28 @@ impl Tile {
         n
     }
 
-    /// Visits every real element as maximal runs along the last dim, in local order; padding is skipped.
+    /// Visits every real element as maximal runs, in local order; padding is skipped.
+    ///
+    /// What a contiguous stretch costs does not depend on its length, but for one step a row.
     pub fn for_each_run(&self, mut visit: impl FnMut(Run)) {
+        let mut pending: Option<Run> = None;
+        self.for_each_stretch(|next| match &mut pending {
+            Some(run) if run.local + run.len == next.local && run.global + run.len == next.global => {
+                run.len += next.len;
+            }
+            _ => {
+                if let Some(run) = pending.replace(next) {
+                    visit(run);
+                }
+            }
+        });
+        if let Some(run) = pending {
+            visit(run);
+        }
+    }
+
+    /// As [`for_each_run`](Self::for_each_run), but a run may be cut in several.
+    fn for_each_stretch(&self, mut visit: impl FnMut(Run)) {
         let Some((last, outer)) = self.dims.split_last() else {
             if self.flat.is_none_or(|(offset, len)| offset == 0 && len > 0) {
                 visit(Run { local: 0, global: 0, len: 1 });
@@ -107,25 +139,21 @@ impl Tile {
         if width == 0 || len == 0 {
             return;
         }
+        let block = last.contiguous();
         for row in start / width..rows.min((start + len).div_ceil(width)) {
             let Some(row_global) = global_row(outer, row) else { continue };
-            let from = start.saturating_sub(row * width);
-            let to = width.min(start + len - row * width);
-            let mut column = from;
-            while column < to {
-                let first = last.global(column);
-                let mut n = 1;
-                while column + n < to && last.global(column + n) == first + n {
-                    n += 1;
-                }
+            let mut column = start.saturating_sub(row * width);
+            let end = width.min(start + len - row * width);
+            while column < end {
+                let (first, next) = (last.global(column), end.min((column / block + 1) * block));
                 if first < last.size {
                     visit(Run {
                         local: row * width + column - start,
                         global: row_global * last.size + first,
-                        len: n.min(last.size - first),
+                        len: (next - column).min(last.size - first),
                     });
                 }
-                column += n;
+                column = next;
             }
         }
     }
@@ -176,6 +204,8 @@ mod tests {
                         tile.for_each_run(|run| {
                             assert!(run.local >= next && run.local + run.len <= chunk);
                             next = run.local + run.len;
+                            let held = |i| dims[0].global(i / dims[1].extent()) * b + dims[1].global(i % dims[1].extent());
+                            assert!((0..run.len).all(|i| held(part * chunk + run.local + i) == run.global + i));
                             for i in 0..run.len {
                                 seen[run.global + i] += 1;
                             }
@@ -196,9 +226,17 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_tile_is_one_run_per_row() {
-        let mut runs = vec![];
-        Tile::whole(&[2, 3]).for_each_run(|r| runs.push(r));
-        assert_eq!(runs, [Run { local: 0, global: 0, len: 3 }, Run { local: 3, global: 3, len: 3 }]);
+    fn runs_are_as_long_as_they_can_be() {
+        let runs = |tile: &Tile| {
+            let mut runs = vec![];
+            tile.for_each_run(|run| runs.push((run.local, run.global, run.len)));
+            runs
+        };
+        assert_eq!(runs(&Tile::whole(&[2, 3])), [(0, 0, 6)]);
+        // The first and the last of three blocks of two columns; the last is half padding.
+        let columns = TileDim { size: 5, base: 0, free: vec![(2, 4), (2, 1)] };
+        let tile = Tile { dims: vec![TileDim::whole(2), columns], flat: None };
+        assert_eq!(runs(&tile), [(0, 0, 2), (2, 4, 1), (4, 5, 2), (6, 9, 1)]);
+        assert_eq!(runs(&Tile { flat: Some((1, 6)), ..tile }), [(0, 1, 1), (1, 4, 1), (3, 5, 2), (5, 9, 1)]);
     }
 }

@@ -55,17 +55,6 @@ pub(super) fn check_tile(tile: &Tile, shape: &[usize]) -> Result<(), String> {
     Ok(())
 }
 
-/// Number of real elements of a tile that has passed [`check_tile`]; one without padding is not walked.
-pub(super) fn real_len(tile: &Tile) -> usize {
-    let last = |d: &TileDim| {
-        d.base + d.free.iter().map(|(radix, stride)| (radix.max(&1) - 1) * stride).sum::<usize>()
-    };
-    let extent: usize = tile.dims.iter().map(TileDim::extent).product();
-    let padded = tile.dims.iter().any(|d| last(d) >= d.size)
-        || tile.flat.is_some_and(|(offset, len)| offset + len > extent);
-    if padded { tile.real_len() } else { tile.local_len() }
-}
-
 /// Extent of a dim if all its indices fit.
 fn check_dim(dim: &TileDim) -> Option<usize> {
     if dim.free.len() > MAX_DIGITS {

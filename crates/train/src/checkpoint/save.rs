@@ -158,7 +158,7 @@ fn check_local(tensor: &LocalTensor) -> Result<usize, CheckpointError> {
     if tensor.data.len() != expected {
         return Err(CheckpointError::WrongBuffer { tensor: name(), actual: tensor.data.len(), expected });
     }
-    Ok(cover::real_len(&tensor.tile))
+    Ok(tensor.tile.real_len())
 }
 
 /// Rank 0, after every rank has returned from [`write_shard`]: makes the save of `manifest.step` the newest
