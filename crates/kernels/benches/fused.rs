@@ -215,6 +215,32 @@ fn attention_at<S: Storage<Wide = f32>>(bench: &Bench, [batch, len, heads, head_
     bench.time(&name("attention_backward"), 5 * product, |cpu| {
         attention_backward(cpu, &shape, &q, &k, &v, &o, &lse, &d_o, &mut dq, &mut dk, &mut dv, &mut scratch);
     });
+    let buckets = RelativeBuckets { num: 32, max_distance: 128, bidirectional: false };
+    let (table, rows) = (values::<f32>(32 * heads), buckets.rows(len));
+    let bias = RelativeBias { table: &table, rows: &rows };
+    let mut d_table = values::<f32>(32 * heads);
+    let mut scratch = vec![0.0; relative_attention_scratch(&shape, 32, rows.len(), bench.cpu.threads())];
+    bench.time(&name("relative_attention"), 2 * product, |cpu| {
+        relative_attention_forward(cpu, &shape, &bias, &q, &k, &v, &mut o, &mut lse, &mut scratch);
+    });
+    bench.time(&name("relative_attention_backward"), 5 * product, |cpu| {
+        relative_attention_backward(
+            cpu,
+            &shape,
+            &bias,
+            &q,
+            &k,
+            &v,
+            &o,
+            &lse,
+            &d_o,
+            &mut dq,
+            &mut dk,
+            &mut dv,
+            &mut d_table,
+            &mut scratch,
+        );
+    });
 }
 
 fn optimizers<S: Storage<Wide = f32>>(bench: &Bench) {

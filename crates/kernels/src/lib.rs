@@ -15,8 +15,6 @@ mod activation;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
-mod attention_masked;
-mod attention_relative;
 mod cpu;
 mod elementwise;
 mod embedding;
@@ -40,12 +38,12 @@ mod testing;
 mod tests;
 
 pub use activation::{gelu, gelu_backward, swiglu, swiglu_backward};
+pub use attention::relative::{
+    RelativeBias, RelativeBuckets, relative_attention_backward, relative_attention_forward,
+    relative_attention_scratch,
+};
 pub use attention::{
     AttentionDropout, AttentionShape, attention_backward, attention_forward, attention_scratch,
-};
-pub use attention_masked::{masked_attention_backward, masked_attention_forward};
-pub use attention_relative::{
-    RelativeBuckets, relative_attention_backward, relative_attention_forward, relative_attention_scratch,
 };
 pub use cpu::{Cpu, InstructionSet};
 pub use elementwise::{accumulate, add, add_bias, cast};

@@ -82,11 +82,13 @@ shows_nan: false,
         batch: 1, q_len, k_len, kv_heads: 2, group: 2, head_dim: dim, q_index: &q_index, k_index: &k_index,
         k_size: k_len, causal: causal == 1, scale: 0.5, dropout: None,
     };
-    let mut scratch = vec![float(0.0); relative_attention_scratch(&shape)];
-    relative_attention_forward(&shape, &buckets, table, None, q, k, v, o, lse, &mut scratch);
+    let rows = buckets.rows(q_len.max(k_len));
+    let bias = RelativeBias { table, rows: &rows };
+    let mut scratch = vec![float(0.0); relative_attention_scratch(&shape, 8, rows.len(), cpu.threads())];
+    relative_attention_forward(cpu, &shape, &bias, q, k, v, o, lse, &mut scratch);
     // Not the forward's own results: those are rounded, and would be inputs that differ.
     relative_attention_backward(
-        &shape, &buckets, table, None, q, k, v, given_o, given_lse, d_o, dq, dk, dv, d_table, &mut scratch,
+        cpu, &shape, &bias, q, k, v, given_o, given_lse, d_o, dq, dk, dv, d_table, &mut scratch,
     );
 });
 kernel_test!(swiglu_everywhere(len in 0..300usize), shows_nan: true,

@@ -54,7 +54,10 @@ fn kernels_allocate_nothing() {
         scale: 0.3,
         dropout: None,
     };
-    let mut scratch = vec![0.0; attention_scratch(&shape, 1)];
+    let (table, bias_rows) = ([0.5, 0.25, 0.125], [0, 1, 2]);
+    let bias = RelativeBias { table: &table, rows: &bias_rows };
+    let mut d_table = [0.0; 3];
+    let mut scratch = vec![0.0; relative_attention_scratch(&shape, 3, 3, 1)];
     let adam_step = AdamStep {
         lr: 0.1,
         beta1: 0.9,
@@ -108,11 +111,12 @@ fn kernels_allocate_nothing() {
     sgd_in_place(&cpu, &sgd_step, 1.0, x, &a, y);
     attention_forward(&cpu, &shape, &a, &b, &a, x, &mut y[..rows], &mut scratch);
     attention_backward(&cpu, &shape, &a, &b, &a, &b, column, &a, x, y, z, &mut scratch);
-    masked_attention_forward(&cpu, &shape, &index[..rows], &a, &b, &a, x, &mut y[..rows], &mut scratch);
-    masked_attention_backward(
+    relative_attention_forward(&cpu, &shape, &bias, &a, &b, &a, x, &mut y[..rows], &mut scratch);
+    let d_table = &mut d_table[..];
+    relative_attention_backward(
         &cpu,
         &shape,
-        &index[..rows],
+        &bias,
         &a,
         &b,
         &a,
@@ -122,6 +126,7 @@ fn kernels_allocate_nothing() {
         x,
         y,
         z,
+        d_table,
         &mut scratch,
     );
     assert_eq!(ALLOCATIONS.get() - before, 0);

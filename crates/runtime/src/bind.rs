@@ -29,9 +29,9 @@ pub fn scratch_bytes(plan: &Plan, program: &Program, threads: usize) -> usize {
             Op::Attention { .. } | Op::AttentionBackward { .. } => {
                 binder.attention(op, &operands).scratch(threads) * plan.float.size_bytes()
             }
-            Op::RelativeAttention { .. } | Op::RelativeAttentionBackward { .. } => {
-                let attention = binder.attention(op, &operands);
-                kernels::relative_attention_scratch(&attention.shape(0, 0, 0)) * plan.float.size_bytes()
+            Op::RelativeAttention { buckets, .. } | Op::RelativeAttentionBackward { buckets, .. } => {
+                let relative = binder.relative_attention(op, buckets, &operands);
+                relative.scratch(threads) * plan.float.size_bytes()
             }
             Op::Contract | Op::Linear => {
                 let Gemm { m, n, k, .. } =
@@ -251,12 +251,16 @@ impl Binder<'_> {
         buckets: &graph::Buckets,
         operands: &[&Buffer],
     ) -> Box<RelativeAttention> {
+        let attention = self.attention(op, operands);
+        let num_buckets = self.shape(operands[3])[0];
         let buckets = kernels::RelativeBuckets {
-            num: self.shape(operands[3])[0],
+            num: num_buckets,
             max_distance: buckets.max_distance,
             bidirectional: buckets.bidirectional,
         };
-        Box::new(RelativeAttention { attention: self.attention(op, operands), buckets })
+        let queries = self.plan.digits(operands[0].dims[1]).size();
+        let rows = buckets.rows(queries.max(attention.k_size));
+        Box::new(RelativeAttention { attention, num_buckets, rows })
     }
 
     fn attention(&self, op: &Op, operands: &[&Buffer]) -> Attention {
@@ -314,11 +318,17 @@ fn norm_kind(kind: graph::NormKind) -> kernels::NormKind {
 impl Attention {
     /// Wide elements of scratch that the kernel needs.
     pub fn scratch(&self, threads: usize) -> usize {
-        kernels::attention_scratch(&self.shape(0, 0, 0), threads)
+        kernels::attention_scratch(&self.shape(0, 0, 0, &[]), threads)
     }
 
-    /// The kernel's view of one microbatch of one step.
-    pub fn shape(&self, seed: u64, step: u64, microbatch: usize) -> AttentionShape<'_> {
+    /// The kernel's view of one microbatch of one step; `keys` says which ones each sequence has, if it is `masked`.
+    pub fn shape<'a>(
+        &'a self,
+        seed: u64,
+        step: u64,
+        microbatch: usize,
+        keys: &'a [u32],
+    ) -> AttentionShape<'a> {
         AttentionShape {
             batch: self.batch,
             q_len: self.q_len,
@@ -327,7 +337,7 @@ impl Attention {
             group: self.group,
             head_dim: self.head_dim,
             q_index: &self.q_index,
-            k_index: &self.k_index,
+            k_index: if self.masked { keys } else { &self.k_index },
             k_size: self.k_size,
             causal: self.causal,
             scale: self.scale,
@@ -343,5 +353,13 @@ impl Attention {
                 k_size: self.k_size,
             }),
         }
+    }
+}
+
+impl RelativeAttention {
+    /// Wide elements of scratch that the kernel needs.
+    fn scratch(&self, threads: usize) -> usize {
+        let shape = self.attention.shape(0, 0, 0, &[]);
+        kernels::relative_attention_scratch(&shape, self.num_buckets, self.rows.len(), threads)
     }
 }

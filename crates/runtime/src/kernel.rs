@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kernels::{
-    AdamStep, Base, Cpu, Float, NamedKey, NormKind, PointwiseKind, RelativeBuckets, SgdStep, Storage,
+    AdamStep, Base, Cpu, Float, NamedKey, NormKind, PointwiseKind, RelativeBias, SgdStep, Storage,
 };
 use memory::{DType, Element, Region, RegionMut};
 
@@ -32,7 +32,10 @@ pub(crate) struct Attention {
 #[derive(Debug)]
 pub(crate) struct RelativeAttention {
     pub attention: Attention,
-    pub buckets: RelativeBuckets,
+    /// Rows of the table of biases.
+    pub num_buckets: usize,
+    /// The row for each distance.
+    pub rows: Vec<u32>,
 }
 
 /// What keys the random numbers of attention dropout.
@@ -278,51 +281,38 @@ impl Kernel {
                 kernels::rotary::<S>(cpu, x.get(0), ids, *heads, frequencies, *factor, *inverse, out);
             }
             Kernel::Attention(attention) => {
-                let shape = attention.shape(context.seed, context.step, microbatch);
+                let shape = attention.shape(context.seed, context.step, microbatch, x.indices);
                 let [o, lse] = results else { unreachable!("two results") };
                 let (q, k, v, scratch) = (x.get(0), x.get(1), x.get(2), scratch.as_mut_slice());
-                let (o, lse) = (o.get(), lse.get());
-                if attention.masked {
-                    let keys = x.indices;
-                    kernels::masked_attention_forward::<S>(cpu, &shape, keys, q, k, v, o, lse, scratch);
-                } else {
-                    kernels::attention_forward::<S>(cpu, &shape, q, k, v, o, lse, scratch);
-                }
+                kernels::attention_forward::<S>(cpu, &shape, q, k, v, o.get(), lse.get(), scratch);
             }
             Kernel::AttentionBackward(attention) => {
-                let shape = attention.shape(context.seed, context.step, microbatch);
+                let shape = attention.shape(context.seed, context.step, microbatch, x.indices);
                 let [dq, dk, dv] = results else { unreachable!("three results") };
                 let (q, k, v) = (x.get(0), x.get(1), x.get(2));
                 let (o, lse, d_o) = (x.get(3), x.get(4), x.get(5));
                 let (dq, dk, dv) = (dq.get(), dk.get(), dv.get());
                 let scratch = scratch.as_mut_slice();
-                if attention.masked {
-                    kernels::masked_attention_backward::<S>(
-                        cpu, &shape, x.indices, q, k, v, o, lse, d_o, dq, dk, dv, scratch,
-                    );
-                } else {
-                    kernels::attention_backward::<S>(cpu, &shape, q, k, v, o, lse, d_o, dq, dk, dv, scratch);
-                }
+                kernels::attention_backward::<S>(cpu, &shape, q, k, v, o, lse, d_o, dq, dk, dv, scratch);
             }
             Kernel::RelativeAttention(relative) => {
-                let RelativeAttention { attention, buckets } = &**relative;
-                let shape = attention.shape(context.seed, context.step, microbatch);
+                let shape = relative.attention.shape(context.seed, context.step, microbatch, x.indices);
+                let bias = RelativeBias { table: x.get(3), rows: &relative.rows };
                 let [o, lse] = results else { unreachable!("two results") };
-                let (q, k, v, table) = (x.get::<S>(0), x.get(1), x.get(2), x.get(3));
-                let (keys, scratch) = (attention.masked.then_some(x.indices), scratch.as_mut_slice());
+                let (q, k, v, scratch) = (x.get::<S>(0), x.get(1), x.get(2), scratch.as_mut_slice());
                 let (o, lse) = (o.get(), lse.get());
-                kernels::relative_attention_forward(&shape, buckets, table, keys, q, k, v, o, lse, scratch);
+                kernels::relative_attention_forward(cpu, &shape, &bias, q, k, v, o, lse, scratch);
             }
             Kernel::RelativeAttentionBackward(relative) => {
-                let RelativeAttention { attention, buckets } = &**relative;
-                let shape = attention.shape(context.seed, context.step, microbatch);
+                let shape = relative.attention.shape(context.seed, context.step, microbatch, x.indices);
+                let bias = RelativeBias { table: x.get(3), rows: &relative.rows };
                 let [dq, dk, dv, d_table] = results else { unreachable!("four results") };
-                let (q, k, v, table) = (x.get::<S>(0), x.get(1), x.get(2), x.get(3));
+                let (q, k, v) = (x.get::<S>(0), x.get(1), x.get(2));
                 let (o, lse, d_o) = (x.get(4), x.get(5), x.get(6));
-                let (keys, scratch) = (attention.masked.then_some(x.indices), scratch.as_mut_slice());
                 let (dq, dk, dv, d_table) = (dq.get(), dk.get(), dv.get(), d_table.get());
+                let scratch = scratch.as_mut_slice();
                 kernels::relative_attention_backward(
-                    &shape, buckets, table, keys, q, k, v, o, lse, d_o, dq, dk, dv, d_table, scratch,
+                    cpu, &shape, &bias, q, k, v, o, lse, d_o, dq, dk, dv, d_table, scratch,
                 );
             }
             Kernel::Gelu => kernels::gelu::<S>(cpu, x.get(0), results[0].get()),

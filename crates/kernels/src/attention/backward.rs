@@ -1,6 +1,7 @@
 //! The backward pass on vectors: weights are computed again from `lse`, chunk by chunk.
 
 use super::lanes::{Mask, gradients};
+use super::relative::{self, BiasGradient};
 use super::tile::{COLUMNS, Left, multiply, transpose};
 use super::*;
 use crate::reduce::lane_sum;
@@ -20,6 +21,7 @@ pub(super) struct Backward<'a, S: Storage> {
     pub(super) o: &'a [S],
     pub(super) lse: &'a [S::Wide],
     pub(super) d_o: &'a [S],
+    pub(super) bias: Option<BiasGradient<'a, S::Wide>>,
     /// Rows of `heads` are written, as in `dk` and `dv`.
     pub(super) dq: &'a Shared<'a, S>,
     pub(super) dk: &'a Shared<'a, S>,
@@ -58,6 +60,9 @@ struct Pieces<'a, T> {
     /// `[factor_rows][QUERIES]`, and a place for the same by query.
     factors: &'a mut [T],
     factors_by_query: &'a mut [T],
+    /// One head's bias by distance, and the gradient by it.
+    bias: &'a mut [T],
+    d_bias: &'a mut [T],
 }
 
 pub(super) fn scratch(shape: &AttentionShape) -> usize {
@@ -73,6 +78,7 @@ impl<S: Storage> Backward<'_, S> {
         let shape = self.shape;
         let (row, width) = (shape.row_stride(), shape.padded_head_dim());
         let scratch = &mut self.scratch;
+        let distances = self.bias.as_ref().map_or(0, |bias| bias.of.rows.len());
         let mut pieces = Pieces {
             keys: scratch.take(shape.k_len * row),
             keys_transposed: scratch.take(shape.transposed_len()),
@@ -88,6 +94,8 @@ impl<S: Storage> Backward<'_, S> {
             d_scores: scratch.take(KEYS * QUERIES),
             factors: scratch.take(shape.factor_rows() * QUERIES),
             factors_by_query: scratch.take(shape.factor_rows() * QUERIES),
+            bias: scratch.take(distances),
+            d_bias: scratch.take(distances),
         };
         let rows = scratch.take(KEYS * row);
         for head in self.heads.clone() {
@@ -97,7 +105,7 @@ impl<S: Storage> Backward<'_, S> {
                 let inputs = [self.q, self.k, self.v, self.o, self.d_o];
                 let results = [self.dq, self.dk, self.dv];
                 let sums = [&mut *pieces.dq, pieces.dk, pieces.dv];
-                exact::backward(shape, batch, kv, inputs, self.lse, results, sums);
+                exact::backward(shape, batch, kv, inputs, self.lse, self.bias.as_ref(), results, sums);
                 continue;
             }
             pack_keys_transposed(simd, shape, batch, kv, self.k, rows, pieces.keys_transposed);
@@ -107,8 +115,15 @@ impl<S: Storage> Backward<'_, S> {
             for group in 0..shape.group {
                 let head = Head { kv, group };
                 let dropout = HeadDropout::new(shape, batch, head);
+                if let Some(bias) = &self.bias {
+                    bias.of.by_distance(shape, head, pieces.bias);
+                    pieces.d_bias.fill(S::Wide::ZERO);
+                }
                 for first in (0..shape.q_len).step_by(QUERIES) {
                     self.queries(simd, batch, head, first, dropout.as_ref(), &mut pieces);
+                }
+                if let Some(bias) = &self.bias {
+                    bias.put(shape, batch, head, pieces.d_bias);
                 }
             }
             for key in 0..shape.k_len {
@@ -209,6 +224,12 @@ impl<S: Storage> Backward<'_, S> {
             if let Some(dropout) = dropout {
                 dropout.columns(simd, first, index, pieces.factors_by_query, pieces.factors, QUERIES);
             }
+            if self.bias.is_some() {
+                for half in 0..2 {
+                    let (queries, keys) = (shape.q_part(first + half * PART, PART), &index[..seen[half]]);
+                    relative::add(pieces.bias, queries, keys, &mut pieces.weights[half * PART..], QUERIES);
+                }
+            }
             for i in 0..QUERIES / COLUMNS {
                 let half = i * COLUMNS / PART;
                 let limits = &limits[half].as_chunks().0[i % (PART / COLUMNS)];
@@ -217,6 +238,12 @@ impl<S: Storage> Backward<'_, S> {
                 let d_scores = pieces.d_scores.as_chunks_mut::<QUERIES>().0;
                 let factors = dropout.map(|_| pieces.factors.as_chunks::<QUERIES>().0);
                 gradients(simd, weights, d_scores, i, mask, &lse[i], &delta[i], factors);
+            }
+            if self.bias.is_some() {
+                for half in 0..2 {
+                    let (queries, keys) = (shape.q_part(first + half * PART, PART), &index[..seen[half]]);
+                    relative::collect(pieces.d_bias, queries, keys, &pieces.d_scores[half * PART..], QUERIES);
+                }
             }
             for (keys, columns) in products(seen, PART) {
                 let at = keys.start * QUERIES + columns.start;

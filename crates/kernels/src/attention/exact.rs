@@ -2,6 +2,7 @@
 //!
 //! The passes over tiles multiply by weights of 0 for keys that a query does not see, and 0 times infinity is NaN.
 
+use super::relative::{BiasGradient, RelativeBias};
 use super::{AttentionShape, Head, HeadDropout};
 use crate::float::Float;
 use crate::parts::Shared;
@@ -82,6 +83,7 @@ pub(super) fn forward<S: Storage>(
     batch: usize,
     kv: usize,
     [q, k, v]: [&[S]; 3],
+    bias: Option<&RelativeBias<S::Wide>>,
     o: &Shared<S>,
     lse: &Shared<S::Wide>,
     sums: &mut [S::Wide],
@@ -95,16 +97,19 @@ pub(super) fn forward<S: Storage>(
             let row = shape.q_row(batch, query, head);
             let columns = row * head_dim..(row + 1) * head_dim;
             let q = &q[columns.clone()];
-            let score = |at: usize| scale * dot(q, &k[at..][..head_dim]);
+            let score = |key: usize, at: usize| {
+                let bias = bias.map_or(S::Wide::ZERO, |bias| bias.of(shape, head, query, key));
+                scale * dot(q, &k[at..][..head_dim]) + bias
+            };
             let mut max = S::Wide::NEG_INFINITY;
-            for (_, at) in seen(shape, batch, kv, query) {
-                max = score(at).max(max);
+            for (key, at) in seen(shape, batch, kv, query) {
+                max = score(key, at).max(max);
             }
             let shift = if max == S::Wide::NEG_INFINITY { S::Wide::ZERO } else { max };
             let mut sum = S::Wide::ZERO;
             out.fill(S::Wide::ZERO);
             for (key, at) in seen(shape, batch, kv, query) {
-                let weight = Float::exp(score(at) - shift);
+                let weight = Float::exp(score(key, at) - shift);
                 sum += weight;
                 let weight = weight * factor_of(shape, dropout.as_ref(), query, key);
                 add_row(&v[at..][..head_dim], weight, out);
@@ -127,6 +132,7 @@ pub(super) fn backward<S: Storage>(
     kv: usize,
     [q, k, v, o, d_o]: [&[S]; 5],
     lse: &[S::Wide],
+    bias: Option<&BiasGradient<S::Wide>>,
     [to_dq, to_dk, to_dv]: [&Shared<S>; 3],
     [dq, dk, dv]: [&mut [S::Wide]; 3],
 ) {
@@ -147,10 +153,14 @@ pub(super) fn backward<S: Storage>(
             dq.fill(S::Wide::ZERO);
             for (key, at) in seen(shape, batch, kv, query) {
                 let (k, v) = (&k[at..][..head_dim], &v[at..][..head_dim]);
-                let weight = Float::exp(scale * dot(q, k) - shift);
+                let of_key = bias.map_or(S::Wide::ZERO, |bias| bias.of.of(shape, head, query, key));
+                let weight = Float::exp(scale * dot(q, k) + of_key - shift);
                 let factor = factor_of(shape, dropout.as_ref(), query, key);
                 let d_score = weight * (dot(d_o, v) * factor - delta);
                 let row = key * head_dim..(key + 1) * head_dim;
+                if let Some(bias) = bias {
+                    bias.add(shape, batch, head, query, key, d_score);
+                }
                 add_row(d_o, weight * factor, &mut dv[row.clone()]);
                 add_row(q, d_score * scale, &mut dk[row]);
                 add_row(k, d_score, dq);

@@ -1,6 +1,7 @@
 //! The forward pass on vectors: online softmax over chunks of keys.
 
 use super::lanes::{Mask, maxima, rescale, weights};
+use super::relative::{self, RelativeBias};
 use super::tile::{COLUMNS, Left, multiply, transpose};
 use super::*;
 
@@ -15,6 +16,7 @@ pub(super) struct Forward<'a, S: Storage> {
     pub(super) q: &'a [S],
     pub(super) k: &'a [S],
     pub(super) v: &'a [S],
+    pub(super) bias: Option<&'a RelativeBias<'a, S::Wide>>,
     /// Rows of `heads` are written.
     pub(super) o: &'a Shared<'a, S>,
     /// Rows of `heads` are written.
@@ -48,6 +50,8 @@ struct Pieces<'a, T> {
     factors_by_query: &'a mut [T],
     /// `[padded_head_dim][QUERIES]`
     out: &'a mut [T],
+    /// One head's bias by distance.
+    bias: &'a mut [T],
 }
 
 pub(super) fn scratch(shape: &AttentionShape) -> usize {
@@ -72,19 +76,23 @@ impl<S: Storage> Forward<'_, S> {
             factors: self.scratch.take(shape.factor_rows() * QUERIES),
             factors_by_query: self.scratch.take(shape.factor_rows() * QUERIES),
             out: self.scratch.take(width * QUERIES),
+            bias: self.scratch.take(self.bias.map_or(0, |bias| bias.rows.len())),
         };
         for head in self.heads.clone() {
             let (batch, kv) = (head / shape.kv_heads, head % shape.kv_heads);
             pack_keys(shape, batch, kv, 0, self.v, pieces.values);
             if !exact::is_finite(std::iter::once(&*pieces.values)) {
                 let inputs = [self.q, self.k, self.v];
-                exact::forward(shape, batch, kv, inputs, self.o, self.lse, pieces.out);
+                exact::forward(shape, batch, kv, inputs, self.bias, self.o, self.lse, pieces.out);
                 continue;
             }
             pack_keys_transposed(simd, shape, batch, kv, self.k, pieces.rows, pieces.keys);
             for group in 0..shape.group {
                 let head = Head { kv, group };
                 let dropout = HeadDropout::new(shape, batch, head);
+                if let Some(bias) = self.bias {
+                    bias.by_distance(shape, head, pieces.bias);
+                }
                 for first in (0..shape.q_len).step_by(QUERIES) {
                     self.queries(simd, batch, head, first, dropout.as_ref(), &mut pieces);
                 }
@@ -131,6 +139,14 @@ impl<S: Storage> Forward<'_, S> {
             }
             if let Some(dropout) = dropout {
                 dropout.columns(simd, first, index, pieces.factors_by_query, pieces.factors, QUERIES);
+            }
+            if self.bias.is_some() {
+                for part in 0..2 {
+                    let (queries, keys) =
+                        (shape.q_part(first + part * COLUMNS, COLUMNS), &index[..seen[part]]);
+                    let scores = &mut pieces.scores[part * COLUMNS..];
+                    relative::add(pieces.bias, queries, keys, scores, QUERIES);
+                }
             }
             for part in 0..2 {
                 let mask = Mask::new(&index[..seen[part]], &limits[part]);

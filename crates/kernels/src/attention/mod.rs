@@ -2,7 +2,8 @@
 //!
 //! Here: what a call is told (`AttentionShape`), which keys a query may see, the entry points.
 //! `forward` and `backward` are the two passes, in which `tile` multiplies and `lanes` is what happens between
-//! products. `amx` is both passes for bf16 on a processor with tiles, `exact` for heads that are not finite.
+//! products. `relative` adds biases by relative position to scores. `amx` is both passes for bf16 on a processor with
+//! tiles, `exact` for heads that are not finite.
 //!
 //! Source: Dao et al., "FlashAttention", 2022; Dao, "FlashAttention-2", 2023.
 
@@ -12,6 +13,9 @@ mod backward;
 mod exact;
 mod forward;
 mod lanes;
+#[cfg(test)]
+mod padded_tests;
+pub(crate) mod relative;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -57,9 +61,10 @@ pub struct AttentionShape<'a> {
     pub head_dim: usize,
     /// Global position of each local query, `[q_len]`.
     pub q_index: &'a [u32],
-    /// Global position of each local key, `[k_len]`.
+    /// Global position of each local key, `[k_len]`; `[batch, k_len]` if each sequence has keys of its own, as in
+    /// padded batches.
     pub k_index: &'a [u32],
-    /// Global number of keys: a key whose index reaches it is padding and never seen.
+    /// Global number of keys: a key whose index reaches it is padding or masked, and never seen.
     pub k_size: usize,
     /// Whether a query sees only keys at or before its own global position.
     pub causal: bool,
@@ -123,8 +128,9 @@ pub fn attention_forward<S: Storage>(
         return amx::forward(cpu, shape, q, k, v, o, lse, scratch);
     }
     let (o, lse) = (Shared::new(o), Shared::new(lse));
-    shape.divide(cpu, scratch, |heads, scratch| {
-        cpu.vectorised(forward::Forward { shape, heads, q, k, v, o: &o, lse: &lse, scratch });
+    shape.divide(cpu, 0, scratch, |shape, heads, scratch| {
+        let (o, lse) = (&o, &lse);
+        cpu.vectorised(forward::Forward { shape, heads, q, k, v, bias: None, o, lse, scratch });
     });
 }
 
@@ -156,9 +162,10 @@ pub fn attention_backward<S: Storage>(
         return amx::backward(cpu, shape, q, k, v, o, lse, d_o, dq, dk, dv, scratch);
     }
     let (dq, dk, dv) = (Shared::new(dq), Shared::new(dk), Shared::new(dv));
-    shape.divide(cpu, scratch, |heads, scratch| {
+    shape.divide(cpu, 0, scratch, |shape, heads, scratch| {
         let (dq, dk, dv) = (&dq, &dk, &dv);
-        cpu.vectorised(backward::Backward { shape, heads, q, k, v, o, lse, d_o, dq, dk, dv, scratch });
+        let bias = None;
+        cpu.vectorised(backward::Backward { shape, heads, q, k, v, o, lse, d_o, bias, dq, dk, dv, scratch });
     });
 }
 
@@ -176,15 +183,17 @@ impl AttentionShape<'_> {
         vectors
     }
 
-    /// Calls `work` with ranges of (sequence, key-value head) pairs and scratch of its own for each.
+    /// Calls `work` with ranges of (sequence, key-value head) pairs, a shape whose table of keys is theirs, and scratch
+    /// of its own, of `more` elements than the passes need without a bias (whole cache lines).
     fn divide<T: Float>(
         &self,
         cpu: &Cpu,
+        more: usize,
         scratch: &mut [T],
-        work: impl Fn(Range<usize>, Scratch<T>) + Send + Sync,
+        work: impl Fn(&AttentionShape, Range<usize>, Scratch<T>) + Send + Sync,
     ) {
-        let (threads, each) = (self.threads(cpu.threads()), self.scratch_per_thread());
-        assert!(scratch.len() >= attention_scratch(self, threads), "scratch is too small");
+        let (threads, each) = (self.threads(cpu.threads()), self.scratch_per_thread() + more);
+        assert!(scratch.len() >= threads * each + COLUMNS, "scratch is too small");
         let skip = scratch.as_ptr().align_offset(64).min(COLUMNS);
         let scratch = Shared::new(&mut scratch[skip..]);
         let num_heads = self.batch * self.kv_heads;
@@ -193,7 +202,15 @@ impl AttentionShape<'_> {
             let part = part_index(&heads, num_heads, threads);
             // SAFETY: each part has a number of its own, at most one for each thread.
             let scratch = unsafe { scratch.part(part * each..(part + 1) * each) };
-            work(heads, Scratch(scratch));
+            if self.k_index.len() == self.k_len {
+                return work(self, heads, Scratch(scratch));
+            }
+            for batch in heads.start / self.kv_heads..heads.end.div_ceil(self.kv_heads) {
+                let k_index = &self.k_index[batch * self.k_len..][..self.k_len];
+                let of_sequence = batch * self.kv_heads..(batch + 1) * self.kv_heads;
+                let heads = heads.start.max(of_sequence.start)..heads.end.min(of_sequence.end);
+                work(&AttentionShape { k_index, ..*self }, heads, Scratch(&mut *scratch));
+            }
         });
     }
 
@@ -204,7 +221,8 @@ impl AttentionShape<'_> {
         let k_rows = self.batch * self.k_len * self.kv_heads;
         assert_eq!(k, k_rows * self.head_dim, "k has the wrong length");
         assert_eq!(self.q_index.len(), self.q_len, "q_index");
-        assert_eq!(self.k_index.len(), self.k_len, "k_index");
+        let shared = self.k_index.len() == self.k_len;
+        assert!(shared || self.k_index.len() == self.batch * self.k_len, "k_index");
         assert!(u32::try_from(self.k_size).is_ok(), "sequences have fewer than 2^32 keys");
         if let Some(dropout) = &self.dropout {
             assert_eq!(dropout.batch_index.len(), self.batch, "batch_index");
@@ -252,6 +270,12 @@ impl AttentionShape<'_> {
     fn limit(&self, query: usize) -> u32 {
         let size = self.k_size as u32;
         if self.causal { self.q_index[query].saturating_add(1).min(size) } else { size }
+    }
+
+    /// The global positions of `len` queries from `first`, without those beyond the last.
+    #[inline(always)]
+    fn q_part(&self, first: usize, len: usize) -> &[u32] {
+        &self.q_index[first.min(self.q_len)..self.q_len.min(first + len)]
     }
 
     /// The limits of some queries from `first`. Those beyond the last are as the last: they make no difference.

@@ -10,18 +10,20 @@ fn no_keys<'a>(shape: &AttentionShape<'a>) -> AttentionShape<'a> {
 }
 
 /// (o, lse) by the definition.
-fn reference(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f64>, Vec<f64>) {
+pub(super) fn reference(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let dim = shape.head_dim;
     let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; q.len() / dim]);
     for b in 0..shape.batch {
+        let of_sequence = if shape.k_index.len() == shape.k_len { 0 } else { b * shape.k_len };
+        let k_index = &shape.k_index[of_sequence..];
         for s in 0..shape.q_len {
             for kv in 0..shape.kv_heads {
                 for g in 0..shape.group {
                     let row = ((b * shape.q_len + s) * shape.kv_heads + kv) * shape.group + g;
                     let q = &q[row * dim..][..dim];
                     let seen: Vec<usize> = (0..shape.k_len)
-                        .filter(|&t| (shape.k_index[t] as usize) < shape.k_size)
-                        .filter(|&t| !shape.causal || shape.k_index[t] <= shape.q_index[s])
+                        .filter(|&t| (k_index[t] as usize) < shape.k_size)
+                        .filter(|&t| !shape.causal || k_index[t] <= shape.q_index[s])
                         .collect();
                     let at = |t: usize| ((b * shape.k_len + t) * shape.kv_heads + kv) * dim;
                     let score = |t: usize| shape.scale * dot(q, &k[at(t)..][..dim]);
@@ -35,7 +37,7 @@ fn reference(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f6
                             index = index * d.kv_heads + d.kv_index[kv] as usize;
                             index = index * d.group + d.group_index[g] as usize;
                             index = index * d.q_size + shape.q_index[s] as usize;
-                            index = index * d.k_size + shape.k_index[t] as usize;
+                            index = index * d.k_size + k_index[t] as usize;
                             let keep = f64::from(d.key.bits(index as u64)) >= d.p * 4_294_967_296.0;
                             p *= if keep { 1.0 / (1.0 - d.p) } else { 0.0 };
                         }
@@ -51,7 +53,7 @@ fn reference(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f6
 }
 
 /// What a call returns: o, lse, dq, dk, dv, from poisoned outputs and scratch.
-fn run<T: Float>(shape: &AttentionShape, q: &[T], k: &[T], v: &[T], d_o: &[T]) -> [Vec<T>; 5] {
+pub(super) fn run<T: Float>(shape: &AttentionShape, q: &[T], k: &[T], v: &[T], d_o: &[T]) -> [Vec<T>; 5] {
     let (mut o, mut lse) = (poisoned(q.len()), poisoned(q.len() / shape.head_dim));
     let mut scratch = poisoned(attention_scratch(shape, 1) + 1);
     attention_forward(&scalar(), shape, q, k, v, &mut o, &mut lse, &mut scratch[1..]);

@@ -107,7 +107,7 @@ impl Backward<'_> {
                 let inputs = [self.q, self.k, self.v, self.o, self.d_o];
                 let results = [self.dq, self.dk, self.dv];
                 let sums = [&mut *pieces.dq, pieces.dk, pieces.dv].map(elements);
-                exact::backward(shape, batch, kv, inputs, self.lse, results, sums);
+                exact::backward(shape, batch, kv, inputs, self.lse, None, results, sums);
                 continue;
             }
             let (k, v) = (key_rows(shape, self.k, batch, kv), key_rows(shape, self.v, batch, kv));

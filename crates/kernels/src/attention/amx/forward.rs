@@ -76,7 +76,7 @@ impl Forward<'_> {
             let (k, v) = (key_rows(shape, self.k, batch, kv), key_rows(shape, self.v, batch, kv));
             if !v.are_finite(shape) {
                 let (inputs, sums) = ([self.q, self.k, self.v], elements(pieces.out));
-                exact::forward(shape, batch, kv, inputs, self.o, self.lse, sums);
+                exact::forward(shape, batch, kv, inputs, None, self.o, self.lse, sums);
                 continue;
             }
             for block in 0..blocks {

@@ -59,7 +59,7 @@ pub(super) fn forward(
     scratch: &mut [f32],
 ) {
     let (o, lse) = (&Shared::new(o), &Shared::new(lse));
-    shape.divide(cpu, scratch, |heads, scratch| {
+    shape.divide(cpu, 0, scratch, |shape, heads, scratch| {
         // SAFETY: `Cpu` has made sure of AMX, which is only said to be available beside AVX-512 and its bf16.
         unsafe { Forward { shape, heads, q, k, v, o, lse, scratch }.run() };
     });
@@ -81,7 +81,7 @@ pub(super) fn backward(
     scratch: &mut [f32],
 ) {
     let (dq, dk, dv) = (&Shared::new(dq), &Shared::new(dk), &Shared::new(dv));
-    shape.divide(cpu, scratch, |heads, scratch| {
+    shape.divide(cpu, 0, scratch, |shape, heads, scratch| {
         // SAFETY: as in `forward`.
         unsafe { Backward { shape, heads, q, k, v, o, lse, d_o, dq, dk, dv, scratch }.run() };
     });
