@@ -7,6 +7,7 @@
 //! stands before another one must not wait for peers in some starts and not in others.
 
 use crate::pending::{Finish, Ticket};
+use crate::threads::wait_in_background;
 use crate::{AbortHandle, Collective, CommError, Communicator, OperationRecord, Pending, Place, Reduce};
 use memory::{DType, Region, RegionMut};
 use std::collections::VecDeque;
@@ -126,6 +127,7 @@ impl Drop for Gone<'_> {
 
 fn serve(shared: &Shared) {
     let _gone = Gone(shared);
+    wait_in_background();
     let mut groups: Groups = Vec::new();
     // Started, oldest first.
     let mut flight: VecDeque<(u64, Pending<'static>)> = VecDeque::new();
