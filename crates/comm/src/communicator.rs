@@ -149,6 +149,11 @@ pub trait Communicator: Send {
     /// `InvalidSplit`; as [`Pending::wait`] for the barrier.
     fn split(&self, members: &[usize], name: &str) -> Result<Box<dyn Communicator>, CommError>;
 
+    /// Whether every operation is complete when its start returns, so that nothing is gained by a [`crate::Lane`].
+    fn completes_at_start(&self) -> bool {
+        false
+    }
+
     /// A handle that wakes every waiter of the whole world.
     fn abort_handle(&self) -> AbortHandle;
 

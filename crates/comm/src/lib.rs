@@ -10,6 +10,7 @@ mod error;
 #[cfg(feature = "gloo")]
 mod gloo;
 mod job;
+mod lane;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 mod pending;
@@ -23,5 +24,6 @@ mod wire;
 pub use communicator::{AbortHandle, Communicator, Reduce};
 pub use error::{Collective, CommError, Place};
 pub use job::{Backend, Job, JoinError, OnStuck};
+pub use lane::Lane;
 pub use pending::Pending;
 pub use recorder::{OperationRecord, Outcome};

@@ -25,13 +25,14 @@ pub(crate) struct Ticket {
 
 /// A backend's way to end what was started.
 pub(crate) trait Finish: Send + Sync {
-    /// Ends it. When this returns, also with an error, no peer touches the regions any more.
+    /// Ends it and says when it was complete. When this returns, also with an error, no peer touches the regions any
+    /// more.
     fn finish(
         &self,
         ticket: &Ticket,
         send: Option<&Region<'_>>,
         recv: Option<&mut RegionMut<'_>>,
-    ) -> Result<(), CommError>;
+    ) -> Result<Instant, CommError>;
 
     /// It will never be waited for. When this returns, no peer touches the regions any more.
     fn abandon(&self, ticket: &Ticket);
@@ -81,10 +82,18 @@ impl<'a> Pending<'a> {
     /// # Errors
     /// `DeadlineExceeded`, `Aborted`, `PeerGone`, `Mismatch`, `OutOfOrder`. The content of what was to be received
     /// is then unspecified, and the world is aborted.
-    pub fn wait(mut self) -> Result<(), CommError> {
+    pub fn wait(self) -> Result<(), CommError> {
+        self.completion().map(|_| ())
+    }
+
+    /// As [`Pending::wait`]; says when the operation was complete, which may be long before it was waited for.
+    ///
+    /// # Errors
+    /// As [`Pending::wait`].
+    pub fn completion(mut self) -> Result<Instant, CommError> {
         match self.finish.take() {
             Some(finish) => finish.finish(&self.ticket, self.send.as_ref(), self.recv.as_mut()),
-            None => Ok(()),
+            None => Ok(self.ticket.started),
         }
     }
 

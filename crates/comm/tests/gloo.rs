@@ -6,7 +6,7 @@
 mod common;
 
 use comm::store::{MemoryStore, Store};
-use comm::{Backend, Collective, CommError, Communicator, Job, JoinError, Outcome, Pending, Reduce};
+use comm::{Backend, Collective, CommError, Communicator, Job, JoinError, Lane, Outcome, Pending, Reduce};
 use common::{every_collective, over_threads};
 use memory::{Arena, DType, Span};
 use std::sync::Arc;
@@ -52,6 +52,38 @@ fn every_collective_has_the_bits_of_the_thread_backend() {
     for n in [1, 2, 3, 4] {
         assert!(run(n, 20.0, every_collective) == over_threads(n, every_collective), "{n} ranks");
     }
+}
+
+#[test]
+fn a_rank_and_its_communication_thread_wait_for_the_same_peers_at_once() {
+    run(3, 20.0, |world, arena| {
+        let all: Vec<usize> = (0..3).collect();
+        let lane = Lane::start(world.rank()).unwrap();
+        let background = lane.serve(world.split(&all, "background").unwrap());
+        let own = world.split(&all, "own").unwrap();
+        let span = |at: usize, len: usize| Span::new(at << 20, 8 * len);
+        for round in 0..50 {
+            // Now the one, now the other is large; all sizes travel in another way.
+            let (large, small) = (40_000 + round, 1 + round * 40);
+            let (behind, before) = if round % 2 == 0 { (large, small) } else { (small, large) };
+            let fill = |span, value: f64| {
+                let mut region = arena.write(span).unwrap();
+                region.as_mut_slice().fill(value);
+                region
+            };
+            let mine = (world.rank() + round) as f64;
+            let in_flight =
+                background.all_reduce(fill(span(0, behind), mine), DType::F64, Reduce::Sum).unwrap();
+            for _ in 0..3 {
+                own.all_reduce(fill(span(1, before), mine), DType::F64, Reduce::Max).unwrap().wait().unwrap();
+                let largest = arena.read(span(1, before)).unwrap();
+                assert!(largest.as_slice::<f64>().iter().all(|x| *x == (2 + round) as f64));
+            }
+            in_flight.wait().unwrap();
+            let sum = arena.read(span(0, behind)).unwrap();
+            assert!(sum.as_slice::<f64>().iter().all(|x| *x == (3 + 3 * round) as f64));
+        }
+    });
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Arena {
         let slot = self.check_out(span, false)?;
         // SAFETY: the span is within the mapping (checked).
         let base = unsafe { self.backing.base().add(span.offset) };
-        Ok(Region { base, span, slot, arena: self })
+        Ok(Region { base, span, slot, arena: Some(self) })
     }
 
     /// Checks `span` out exclusively.
@@ -106,7 +106,7 @@ impl Arena {
         let slot = self.check_out(span, true)?;
         // SAFETY: the span is within the mapping (checked).
         let base = unsafe { self.backing.base().add(span.offset) };
-        Ok(RegionMut { base, span, slot, arena: self })
+        Ok(RegionMut { base, span, slot, arena: Some(self) })
     }
 
     fn check_out(&self, span: Span, exclusive: bool) -> Result<usize, MemoryError> {

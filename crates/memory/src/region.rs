@@ -1,4 +1,5 @@
-//! [`Region`] and [`RegionMut`]: spans of an arena while they are checked out. Only an [`Arena`] makes them.
+//! [`Region`] and [`RegionMut`]: spans of an arena while they are checked out, and loans of them to another thread.
+//! Only an [`Arena`] makes them.
 
 use crate::{Arena, Plain, Span};
 use std::fmt;
@@ -10,7 +11,8 @@ pub struct Region<'a> {
     pub(crate) base: NonNull<u8>,
     pub(crate) span: Span,
     pub(crate) slot: usize,
-    pub(crate) arena: &'a Arena,
+    /// None for a loan, which the table does not know.
+    pub(crate) arena: Option<&'a Arena>,
 }
 
 /// A span of an arena, checked out exclusively; released on drop.
@@ -19,7 +21,8 @@ pub struct RegionMut<'a> {
     pub(crate) base: NonNull<u8>,
     pub(crate) span: Span,
     pub(crate) slot: usize,
-    pub(crate) arena: &'a Arena,
+    /// None for a loan, which the table does not know.
+    pub(crate) arena: Option<&'a Arena>,
 }
 
 /// The number of `T` in a span. A remainder is a bug of whoever laid out the arena.
@@ -64,7 +67,9 @@ macro_rules! common {
 
         impl Drop for $name<'_> {
             fn drop(&mut self) {
-                self.arena.check_in(self.slot);
+                if let Some(arena) = self.arena {
+                    arena.check_in(self.slot);
+                }
             }
         }
 
@@ -78,7 +83,26 @@ macro_rules! common {
 common!(Region);
 common!(RegionMut);
 
+impl Region<'_> {
+    /// A second handle on the same bytes, for whoever works on them in the owner's place. The table knows only the
+    /// first one: that is what keeps the bytes checked out.
+    ///
+    /// # Safety
+    /// The loan ends before `self` does.
+    pub unsafe fn lend(&self) -> Region<'static> {
+        Region { base: self.base, span: self.span, slot: self.slot, arena: None }
+    }
+}
+
 impl RegionMut<'_> {
+    /// A second handle on the same bytes, as [`Region::lend`].
+    ///
+    /// # Safety
+    /// The loan ends before `self` does, and nobody uses `self` before that.
+    pub unsafe fn lend(&mut self) -> RegionMut<'static> {
+        RegionMut { base: self.base, span: self.span, slot: self.slot, arena: None }
+    }
+
     /// Its first byte, for writing.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.base.as_ptr()
@@ -107,6 +131,23 @@ mod tests {
         assert_eq!(region.as_slice::<i32>(), &[i32::MIN, 0]);
         assert_eq!(region.as_slice::<f64>().len(), 1);
         assert_eq!(format!("{region:?}"), "RegionMut[0..8)");
+    }
+
+    #[test]
+    fn a_loan_reaches_the_bytes_and_gives_nothing_back() {
+        let arena = Arena::reserve(64).unwrap();
+        let mut region = arena.write(Span::new(0, 16)).unwrap();
+        // SAFETY: each loan is dropped at the end of its statement, before the region.
+        unsafe {
+            region.lend().as_mut_slice::<i32>()[3] = 7;
+            drop(region.lend());
+        }
+        assert_eq!((arena.num_live(), region.as_slice::<i32>()[3]), (1, 7));
+        drop(region);
+        let region = arena.read(Span::new(0, 16)).unwrap();
+        // SAFETY: as above.
+        assert_eq!(unsafe { region.lend() }.as_slice::<i32>()[3], 7);
+        assert_eq!(arena.num_live(), 1);
     }
 
     #[test]

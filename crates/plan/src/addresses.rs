@@ -14,8 +14,11 @@ pub(crate) fn assign(program: &mut Program, num_slots: &[usize], is_moment: impl
     let accumulators = accumulators(program);
     let states: Vec<BufferId> = program.states.iter().map(|(_, b)| *b).collect();
     let outlive: Vec<BufferId> = states.into_iter().chain(program.derived.iter().map(|(_, b)| *b)).collect();
-    let rest = (0..program.buffers.len() as u32).map(BufferId).filter(|b| !outlive.contains(b));
-    let order: Vec<BufferId> = outlive.iter().copied().chain(rest).collect();
+    let in_buckets = in_buckets(program);
+    let apart: BTreeSet<BufferId> = outlive.iter().chain(&in_buckets).copied().collect();
+    let rest = (0..program.buffers.len() as u32).map(BufferId).filter(|b| !apart.contains(b));
+    let order: Vec<BufferId> =
+        outlive.iter().copied().chain(rest).chain(in_buckets.iter().copied()).collect();
     for id in order {
         let buffer = &mut program.buffers[id.index()];
         if buffer.storage != id {
@@ -59,6 +62,15 @@ pub(crate) fn assign(program: &mut Program, num_slots: &[usize], is_moment: impl
         program.buffers[i].offset = program.buffers[root].offset;
         program.buffers[i].class = program.buffers[root].class;
     }
+}
+
+/// Storages that a collective covers together, bucket by bucket: they lie one behind the other.
+fn in_buckets(program: &Program) -> Vec<BufferId> {
+    let starts = program.blocks.iter().flat_map(|b| &b.instructions).filter_map(|i| match i {
+        Instruction::Start { inputs, .. } if inputs.len() > 1 => Some(inputs),
+        _ => None,
+    });
+    starts.flatten().map(|id| program.buffer(*id).storage).collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -155,7 +167,7 @@ fn lifetimes(program: &Program, block: usize) -> Vec<Life> {
             Instruction::Start { ticket, .. } => {
                 in_flight.insert(*ticket, touched.clone());
             }
-            Instruction::Wait { ticket } => touched.extend(in_flight.remove(ticket).unwrap_or_default()),
+            Instruction::Wait { ticket, .. } => touched.extend(in_flight.remove(ticket).unwrap_or_default()),
             _ => {}
         }
         for id in touched {

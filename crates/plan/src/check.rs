@@ -19,7 +19,15 @@ use crate::program::{Block, BufferId, Collective, GroupKey, Instruction, Phase, 
 /// # Errors
 /// The first broken rule, with its block and instruction.
 pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanError> {
-    let mut checker = Checker { graph, plan, program, content: HashMap::new(), tied: HashMap::new() };
+    let mut checker = Checker {
+        graph,
+        plan,
+        program,
+        content: HashMap::new(),
+        tied: HashMap::new(),
+        waiting: BTreeMap::new(),
+        in_flight: BTreeMap::new(),
+    };
     for (_, buffer) in &program.states {
         checker.content.insert(*buffer, program.buffer(*buffer).layout);
     }
@@ -37,7 +45,7 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
             checker.block(block)?;
         }
     }
-    Ok(())
+    crate::flight::check_flight(program)
 }
 
 /// Checks the Programs of all pipeline ranks together: what one sends the other receives, of the same size and in the
@@ -87,14 +95,10 @@ pub fn check_world<P: Borrow<Program>>(plan: &Plan, programs: &[P]) -> Result<()
 /// Groups that span pipeline ranks see the same collectives in the same order on each.
 fn collectives_across_stages(plan: &Plan, programs: &[&Program]) -> Result<(), PlanError> {
     let sequence = |program: &Program, key: &GroupKey| -> Vec<(Collective, usize)> {
-        let microbatches =
-            program.actions.iter().flat_map(|(a, _)| program.blocks_of(a)).map(|b| &program.blocks[b]);
-        let order = [Phase::Derive, Phase::Begin].into_iter().filter_map(|p| program.block(None, p));
-        order
-            .chain(microbatches)
-            .chain(program.block(None, Phase::Update))
-            .flat_map(|b| &b.instructions)
-            .filter_map(|i| match i {
+        let executed =
+            program.runs().into_iter().flat_map(|run| run.instructions(&program.blocks[run.block]));
+        executed
+            .filter_map(|(_, i)| match i {
                 Instruction::Start { collective, count, group, .. } if program.groups[*group] == *key => {
                     Some((*collective, *count))
                 }
@@ -133,14 +137,16 @@ struct Checker<'a> {
     content: HashMap<BufferId, Layout>,
     /// Storages summed over the holders of a tied parameter.
     tied: HashMap<BufferId, Vec<usize>>,
+    /// Results of what was started, with the layouts that they will have.
+    waiting: BTreeMap<usize, Vec<(BufferId, Layout)>>,
+    /// Storages in flight, with their ticket.
+    in_flight: BTreeMap<BufferId, usize>,
 }
 
 type Problem = Result<(), String>;
 
 impl Checker<'_> {
     fn block(&mut self, block: &Block) -> Result<(), PlanError> {
-        let mut waiting: BTreeMap<usize, (BufferId, Layout)> = BTreeMap::new();
-        let mut in_flight: BTreeMap<BufferId, usize> = BTreeMap::new();
         for (index, instruction) in block.instructions.iter().enumerate() {
             let fail = |problem: String| PlanError::Program {
                 pipeline_rank: self.program.pipeline_rank,
@@ -150,7 +156,7 @@ impl Checker<'_> {
             };
             let (reads, writes) = instruction.uses();
             for id in reads.iter().chain(&writes) {
-                if in_flight.contains_key(&self.storage(*id)) {
+                if self.in_flight.contains_key(&self.storage(*id)) {
                     return Err(fail(format!("`{}` is in flight", self.program.buffer(*id).name)));
                 }
                 let layout = self.program.buffer(*id).layout;
@@ -159,35 +165,29 @@ impl Checker<'_> {
                 }
             }
             match instruction {
-                Instruction::Start { output, ticket, .. } => {
-                    let layout = self.collective(instruction).map_err(fail)?;
-                    if let (Some(input), Some(output)) = (reads.first(), writes.first())
+                Instruction::Start { ticket, .. } => {
+                    let results = self.collective(instruction).map_err(fail)?;
+                    if let ([input], [output]) = (&reads[..], &writes[..])
                         && self.storage(*input) != self.storage(*output)
                     {
                         self.moved(*input, *output);
                     }
-                    waiting.insert(*ticket, (*output, layout));
-                    in_flight.extend(reads.iter().chain(&writes).map(|b| (self.storage(*b), *ticket)));
+                    self.waiting.insert(*ticket, results);
+                    let held: Vec<BufferId> = reads.iter().chain(&writes).map(|b| self.storage(*b)).collect();
+                    self.in_flight.extend(held.into_iter().map(|root| (root, *ticket)));
                 }
-                Instruction::Wait { ticket } => {
-                    let done = waiting.remove(ticket);
-                    let (output, layout) =
-                        done.ok_or_else(|| fail(format!("ticket {ticket} was not started in this block")))?;
-                    self.content.insert(self.storage(output), layout);
-                    in_flight.retain(|_, t| t != ticket);
+                Instruction::Wait { ticket, .. } => {
+                    let results = self.waiting.remove(ticket);
+                    let results = results.ok_or_else(|| fail(format!("ticket {ticket} was not started")))?;
+                    for (output, layout) in results {
+                        self.content.insert(self.storage(output), layout);
+                    }
+                    self.in_flight.retain(|_, t| t != ticket);
                 }
                 _ => self.instruction(instruction).map_err(fail)?,
             }
         }
-        match waiting.keys().next() {
-            None => Ok(()),
-            Some(ticket) => Err(PlanError::Program {
-                pipeline_rank: self.program.pipeline_rank,
-                block: block.phase.name().to_owned(),
-                index: block.instructions.len(),
-                problem: format!("ticket {ticket} is never waited for"),
-            }),
-        }
+        Ok(())
     }
 
     fn storage(&self, id: BufferId) -> BufferId {
@@ -379,24 +379,42 @@ impl Checker<'_> {
         Err(format!("the gradient of `{name}` is not summed over its holders {holders:?}"))
     }
 
-    /// The layout that a collective leaves behind.
-    fn collective(&mut self, instruction: &Instruction) -> Result<Layout, String> {
-        let Instruction::Start { collective, input, output, group, .. } = instruction else {
+    /// The results of a collective, with the layouts that it leaves behind.
+    fn collective(&mut self, instruction: &Instruction) -> Result<Vec<(BufferId, Layout)>, String> {
+        let Instruction::Start { collective, inputs, outputs, group, .. } = instruction else {
             unreachable!("called for starts")
         };
         let key = self.program.groups.get(*group).ok_or("the group does not exist")?.clone();
-        let after = self.layout(*output);
+        if inputs.len() != outputs.len() {
+            return Err(format!("{} operands have {} results", inputs.len(), outputs.len()));
+        }
+        let results = inputs.iter().zip(outputs).map(|(input, output)| {
+            let after = self.redistributes(collective, &key, *input, *output)?;
+            Ok((*output, after))
+        });
+        results.collect()
+    }
+
+    /// The layout that a collective over one buffer leaves behind.
+    fn redistributes(
+        &mut self,
+        collective: &Collective,
+        key: &GroupKey,
+        input: BufferId,
+        output: BufferId,
+    ) -> Result<Layout, String> {
+        let after = self.layout(output);
         if let (Collective::AllReduce(reduce), GroupKey { pipeline_ranks: Some(holders), .. }) =
-            (collective, &key)
+            (collective, key)
         {
-            self.readable(*input)?;
-            if *reduce != Reduce::Sum || self.tied.insert(self.storage(*output), holders.clone()).is_some() {
+            self.readable(input)?;
+            if *reduce != Reduce::Sum || self.tied.insert(self.storage(output), holders.clone()).is_some() {
                 return Err("a tied gradient is summed over its holders once".to_owned());
             }
             return Ok(after);
         }
         if let Collective::AllReduce(reduce) = collective {
-            let before = self.content.get(&self.storage(*input)).copied().ok_or("nothing to reduce")?;
+            let before = self.content.get(&self.storage(input)).copied().ok_or("nothing to reduce")?;
             for axis in Axis::SPACE {
                 let expected = match key.axes.contains(axis) {
                     true => Placement::Partial(*reduce),
@@ -413,8 +431,8 @@ impl Checker<'_> {
             }
             return Ok(after);
         }
-        self.readable(*input)?;
-        let before = self.layout(*input);
+        self.readable(input)?;
+        let before = self.layout(input);
         let [axis] = key.axes.iter().collect::<Vec<_>>()[..] else {
             return Err(format!("{collective:?} works along one axis, not {key}"));
         };

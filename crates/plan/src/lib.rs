@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+mod buckets;
 mod check;
 mod error;
+mod flight;
 mod fuse;
 mod layout;
 mod legal;
@@ -19,14 +21,17 @@ mod plan;
 mod program;
 mod redistribute;
 mod reuse;
+mod runs;
 
+pub use buckets::IN_FLIGHT;
 pub use check::{check, check_world};
 pub use error::PlanError;
 pub use layout::Layout;
 pub use legal::{Choice, Chooser};
 pub use lower::lower;
-pub use plan::{Parallel, Plan, StateHome};
+pub use plan::{BUCKET_BYTES, Parallel, Plan, StateHome};
 pub use program::{
-    Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Phase, Program, ProgramMemory,
-    SlotRegion,
+    Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Lane, Phase, Program, ProgramMemory,
+    SlotRegion, When,
 };
+pub use runs::Run;

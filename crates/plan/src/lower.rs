@@ -501,6 +501,7 @@ impl<'a> Lowering<'a> {
         if self.plan.narrow == DType::BF16 && self.plan.mesh.size(Axis::Mb) > 1 {
             crate::pack::pack(&mut program, |b| self.plan.local_shape(&b.dims, &b.layout));
         }
+        crate::buckets::bucket(&mut program, self.plan.bucket_bytes);
         crate::addresses::assign(&mut program, &slots.num_slots, moment);
         program
     }

@@ -6,8 +6,8 @@ use memory::DType;
 use models::{Decoder, Family, Optimizer, OptimizerKind, Precision, Step, train_step};
 
 use crate::{
-    BufferId, Chooser, Class, Instruction, Parallel, Phase, Plan, PlanError, Program, check, check_world,
-    lower,
+    BufferId, Chooser, Class, Instruction, Parallel, Phase, Plan, PlanError, Program, When, check,
+    check_world, lower,
 };
 
 fn decoder(family: Family, tied: bool) -> Decoder {
@@ -64,7 +64,25 @@ fn layouts() -> Vec<Parallel> {
     }
     all.push(Parallel { cp: 4, striped: true, ..one.clone() });
     all.push(Parallel { cp: 2, tp: 4, sequence: true, striped: true, ..one.clone() });
-    all.push(Parallel { pp: 4, num_microbatches: 5, ..one });
+    all.push(Parallel { pp: 4, num_microbatches: 5, ..one.clone() });
+    // Several buckets, one for each gradient, and none.
+    for (bucket_bytes, zero) in [(9000, 0), (9000, 1), (1, 0), (1, 1), (0, 0), (0, 1)] {
+        all.push(Parallel { dp: 2, pp: 2, num_microbatches: 3, zero, bucket_bytes, ..one.clone() });
+    }
+    for schedule in ["zb-h1", "zb-v"] {
+        let chunks = if schedule == "zb-v" { 2 } else { 1 };
+        let schedule = schedule.to_owned();
+        let bucket_bytes = 9000;
+        all.push(Parallel {
+            dp: 2,
+            pp: 2,
+            num_microbatches: 4,
+            schedule,
+            chunks,
+            bucket_bytes,
+            ..one.clone()
+        });
+    }
     all
 }
 
@@ -278,7 +296,11 @@ fn the_checker_notices_every_missing_collective() {
                     .collect();
                 for (block, index) in places {
                     let mut mutant = program.clone();
-                    mutant.blocks[block].instructions.drain(index..index + 2);
+                    let start = mutant.blocks[block].instructions.remove(index);
+                    let Instruction::Start { ticket, .. } = start else { unreachable!("filtered above") };
+                    let waits =
+                        |i: &Instruction| matches!(i, Instruction::Wait { ticket: t, .. } if *t == ticket);
+                    mutant.blocks.iter_mut().for_each(|b| b.instructions.retain(|i| !waits(i)));
                     let verdict = check(&graph, &plan, &mutant);
                     assert!(
                         matches!(verdict, Err(PlanError::Program { .. })),
@@ -289,6 +311,91 @@ fn the_checker_notices_every_missing_collective() {
             }
         }
     }
+}
+
+#[test]
+fn gradients_are_reduced_in_buckets_before_the_update() {
+    let graph = graph(Family::Gpt2, false, Recompute::None);
+    let plain = Parallel { dp: 2, num_microbatches: 3, ..Parallel::default() };
+    let starts = |program: &Program, phase: Phase| -> Vec<(usize, usize, When)> {
+        let blocks = program.blocks.iter().filter(|b| b.phase == phase);
+        let of = |i: &Instruction| match i {
+            Instruction::Start { inputs, count, when, .. } => Some((inputs.len(), *count, *when)),
+            _ => None,
+        };
+        blocks.flat_map(|b| &b.instructions).filter_map(of).collect()
+    };
+    let of = |bucket_bytes: usize, zero: u8| {
+        let parallel = Parallel { bucket_bytes, zero, ..plain.clone() };
+        programs(&graph, &parallel, &Chooser::Policy).1.remove(0)
+    };
+    let none = of(0, 0);
+    let num_parameters = none.states.iter().filter(|(name, _)| !name.contains(':')).count();
+    assert_eq!(starts(&none, Phase::Backward), []);
+    // Each gradient, and the statistics.
+    assert_eq!(starts(&none, Phase::Update).len(), num_parameters + 1);
+    let (one, several) = (of(1 << 30, 0), of(9000, 0));
+    for program in [&one, &several] {
+        let buckets = starts(program, Phase::Backward);
+        assert_eq!(buckets.iter().map(|b| b.0).sum::<usize>(), num_parameters);
+        assert!(buckets.iter().all(|b| b.2 == When::LastRun));
+        assert_eq!(starts(program, Phase::Update).len(), 1, "the statistics");
+    }
+    assert_eq!(starts(&one, Phase::Backward).len(), 1);
+    let buckets = starts(&several, Phase::Backward);
+    assert!(buckets.len() > 5 && buckets.iter().all(|b| b.0 == 1 || b.1 * 8 <= 9000), "{buckets:?}");
+    // A reduce_scatter for each gradient, in the last backward too.
+    let sharded = of(9000, 1);
+    assert_eq!(starts(&sharded, Phase::Backward).len(), num_parameters);
+    assert!(sharded.groups.iter().any(|g| g.to_string() == "dp in background"));
+}
+
+#[test]
+fn what_is_in_flight_may_not_be_touched_nor_lie_apart() {
+    let graph = graph(Family::Llama, true, Recompute::None);
+    let parallel = Parallel { dp: 2, num_microbatches: 3, bucket_bytes: 9000, ..Parallel::default() };
+    let (plan, programs) = programs(&graph, &parallel, &Chooser::Policy);
+    let program = &programs[0];
+    let refused = |change: &dyn Fn(&mut Program), why: &str| {
+        let mut mutant = program.clone();
+        change(&mut mutant);
+        let verdict = check(&graph, &plan, &mutant).unwrap_err().to_string();
+        assert!(verdict.contains(why), "{why}: {verdict}");
+    };
+    let backward = program.blocks.iter().position(|b| b.phase == Phase::Backward).unwrap();
+    let update = program.blocks.iter().position(|b| b.phase == Phase::Update).unwrap();
+    let is_bucket = |i: &Instruction| matches!(i, Instruction::Start { inputs, .. } if inputs.len() > 2);
+    let at = program.blocks[backward].instructions.iter().position(is_bucket).unwrap();
+    let Instruction::Start { inputs, .. } = program.blocks[backward].instructions[at].clone() else {
+        unreachable!("found above")
+    };
+    let touch = Instruction::Fill { value: 0.0, output: inputs[1] };
+    refused(&|p| p.blocks[backward].instructions.insert(at + 1, touch.clone()), "is in flight");
+    refused(&|p| p.blocks[update].instructions.insert(0, touch.clone()), "is in flight");
+    // Started in the first microbatch, its gradients grow in the second.
+    let first = |p: &mut Program, as_in: When| {
+        let start = &mut p.blocks[backward].instructions[at];
+        if let Instruction::Start { when, .. } = start {
+            *when = as_in;
+        }
+    };
+    refused(&|p| first(p, When::FirstRun), "is in flight");
+    refused(&|p| first(p, When::Always), "is in flight");
+    refused(
+        &|p| p.blocks[update].instructions.retain(|i| !matches!(i, Instruction::Wait { .. })),
+        "in flight",
+    );
+    let root = program.buffer(inputs[1]).storage;
+    let moved = |p: &mut Program| {
+        p.buffers.iter_mut().filter(|b| b.storage == root).for_each(|b| b.offset += 64);
+    };
+    refused(&moved, "does not lie behind");
+    let miscounted = |p: &mut Program| {
+        if let Instruction::Start { count, .. } = &mut p.blocks[backward].instructions[at] {
+            *count += 8;
+        }
+    };
+    refused(&miscounted, "is counted as");
 }
 
 #[test]

@@ -11,6 +11,9 @@ use schedule::Schedule;
 use crate::error::PlanError;
 use crate::layout::Layout;
 
+/// Bytes of a gradient bucket unless said otherwise.
+pub const BUCKET_BYTES: usize = 4 << 20;
+
 /// How a run is divided, as a user says it. Sizes are the user's: `tp` is not yet factored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parallel {
@@ -36,6 +39,8 @@ pub struct Parallel {
     pub chunks: usize,
     /// Microbatches per step.
     pub num_microbatches: usize,
+    /// Gradients are reduced in buckets of at most so many bytes while the backward goes on; 0: one by one after it.
+    pub bucket_bytes: usize,
 }
 
 impl Default for Parallel {
@@ -53,6 +58,7 @@ impl Default for Parallel {
             schedule: "1f1b".to_owned(),
             chunks: 1,
             num_microbatches: 1,
+            bucket_bytes: BUCKET_BYTES,
         }
     }
 }
@@ -88,6 +94,8 @@ pub struct Plan {
     pub narrow: DType,
     /// ZeRO stage.
     pub zero: u8,
+    /// Bytes of a gradient bucket; 0 for none.
+    pub bucket_bytes: usize,
     homes: [Vec<Dim>; Axis::COUNT],
     digits: Vec<DimDigits>,
     stage_of_layer: Vec<usize>,
@@ -138,6 +146,7 @@ impl Plan {
             float,
             narrow: float,
             zero: parallel.zero,
+            bucket_bytes: parallel.bucket_bytes,
             homes,
             digits,
             stage_of_layer,

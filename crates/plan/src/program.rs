@@ -84,25 +84,62 @@ pub enum Collective {
     AllToAll,
 }
 
-/// A set of ranks: all that differ from a rank only along `axes`, or only along pp within `pipeline_ranks`.
+/// Which thread of a rank makes a group's collectives progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// The rank's own, while it waits.
+    Own,
+    /// Its communication thread, while the rank computes. Collectives of all such groups are executed in the order of
+    /// their starts, and may be waited for in any order.
+    Background,
+}
+
+/// A set of ranks: all that differ from a rank only along `axes`, or only along pp within `pipeline_ranks`. Lanes have
+/// groups of their own, so that what is long under way orders against nothing that is waited for at once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupKey {
     /// Axes in space.
     pub axes: AxisSet,
     /// Pipeline ranks, if the group spans some of them only.
     pub pipeline_ranks: Option<Vec<usize>>,
+    /// Who makes its collectives progress.
+    pub lane: Lane,
 }
 
-impl fmt::Display for GroupKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl GroupKey {
+    /// All ranks along `axes`, served by the rank's own thread.
+    pub fn along(axes: AxisSet) -> GroupKey {
+        GroupKey { axes, pipeline_ranks: None, lane: Lane::Own }
+    }
+
+    /// The ranks of the group in words, whatever its lane.
+    pub fn ranks(&self) -> String {
         match &self.pipeline_ranks {
-            Some(ranks) => write!(f, "pp{ranks:?}"),
-            None => write!(f, "{}", self.axes),
+            Some(ranks) => format!("pp{ranks:?}"),
+            None => self.axes.to_string(),
         }
     }
 }
 
-/// One instruction. Buffers of a started collective are in flight until its `Wait`.
+impl fmt::Display for GroupKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lane = if self.lane == Lane::Background { " in background" } else { "" };
+        write!(f, "{}{lane}", self.ranks())
+    }
+}
+
+/// In which runs of its block an instruction is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum When {
+    /// In every one.
+    Always,
+    /// In the first of the step.
+    FirstRun,
+    /// In the last of the step.
+    LastRun,
+}
+
+/// One instruction. Buffers of a started collective are in flight until its `Wait`, which may be in another block.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Instruction {
     /// An operation on local parts.
@@ -180,25 +217,30 @@ pub enum Instruction {
         /// Elements after.
         inner: usize,
     },
-    /// Starts a collective. An all_reduce works in place: `input` is `output`.
+    /// Starts a collective. An all_reduce works in place: `inputs` are `outputs`; there may be several, one right behind
+    /// the other in memory: a bucket. The other collectives have one of each.
     Start {
         /// Which.
         collective: Collective,
-        /// Operand.
-        input: BufferId,
-        /// Result.
-        output: BufferId,
-        /// Elements per piece.
+        /// Operands.
+        inputs: Vec<BufferId>,
+        /// Results.
+        outputs: Vec<BufferId>,
+        /// Elements per piece; of a bucket, from the first one's begin to the last one's end.
         count: usize,
         /// Position in [`Program::groups`].
         group: usize,
         /// Names this start for its wait.
         ticket: usize,
+        /// In which runs of the block.
+        when: When,
     },
     /// Waits for a started collective.
     Wait {
         /// Of which start.
         ticket: usize,
+        /// In which runs of the block.
+        when: When,
     },
     /// Sends a value to another pipeline rank.
     Send {
@@ -260,6 +302,14 @@ pub enum Instruction {
 }
 
 impl Instruction {
+    /// In which runs of its block it is executed.
+    pub fn when(&self) -> When {
+        match self {
+            Instruction::Start { when, .. } | Instruction::Wait { when, .. } => *when,
+            _ => When::Always,
+        }
+    }
+
     /// Buffers that are read, then buffers that are written (an updated buffer is in both).
     pub fn uses(&self) -> (Vec<BufferId>, Vec<BufferId>) {
         use Instruction as I;
@@ -279,7 +329,7 @@ impl Instruction {
             I::Slice { input, output, .. }
             | I::Pack { input, output, .. }
             | I::Unpack { input, output, .. } => (vec![*input], vec![*output]),
-            I::Start { input, output, .. } => (vec![*input], vec![*output]),
+            I::Start { inputs, outputs, .. } => (inputs.clone(), outputs.clone()),
             I::Wait { .. } => (vec![], vec![]),
             I::Send { input, .. } => (vec![*input], vec![]),
             I::Accumulate { from, into } | I::Store { from, into, .. } | I::Entry { from, into, .. } => {

@@ -5,7 +5,7 @@ use mesh::{Axis, AxisSet, Placement, Reduce};
 
 use crate::layout::Layout;
 use crate::lower::{Lowering, Version};
-use crate::program::{BufferId, Collective, GroupKey, Instruction};
+use crate::program::{BufferId, Collective, GroupKey, Instruction, When};
 
 impl Lowering<'_> {
     /// Emits what turns `from` into `target` in block `block`. `may_overwrite`: nobody reads `from` afterwards.
@@ -164,20 +164,29 @@ impl Lowering<'_> {
             copy
         };
         let buffer = self.alias(owing, &dims, layout);
-        self.all_reduce_over(block, buffer, reduce, GroupKey { axes, pipeline_ranks: None });
+        self.all_reduce_over(block, buffer, reduce, GroupKey::along(axes));
         Version { layout, buffer }
     }
 
     /// An all_reduce in place over any group.
     pub(crate) fn all_reduce_over(&mut self, block: usize, buffer: BufferId, reduce: Reduce, key: GroupKey) {
         let count = self.buffers[buffer.index()].len;
-        let (group, ticket) = (self.group(key), self.ticket());
-        let collective = Collective::AllReduce(reduce);
-        self.emit(
-            block,
-            Instruction::Start { collective, input: buffer, output: buffer, count, group, ticket },
-        );
-        self.emit(block, Instruction::Wait { ticket });
+        self.start_and_wait(block, Collective::AllReduce(reduce), buffer, buffer, count, key);
+    }
+
+    fn start_and_wait(
+        &mut self,
+        block: usize,
+        collective: Collective,
+        input: BufferId,
+        output: BufferId,
+        count: usize,
+        key: GroupKey,
+    ) {
+        let (group, ticket, when) = (self.group(key), self.ticket(), When::Always);
+        let (inputs, outputs) = (vec![input], vec![output]);
+        self.emit(block, Instruction::Start { collective, inputs, outputs, count, group, ticket, when });
+        self.emit(block, Instruction::Wait { ticket, when });
     }
 
     fn collective(
@@ -189,10 +198,8 @@ impl Lowering<'_> {
         count: usize,
         axis: Axis,
     ) {
-        let key = GroupKey { axes: AxisSet::EMPTY.with(axis), pipeline_ranks: None };
-        let (group, ticket) = (self.group(key), self.ticket());
-        self.emit(block, Instruction::Start { collective, input, output, count, group, ticket });
-        self.emit(block, Instruction::Wait { ticket });
+        let key = GroupKey::along(AxisSet::EMPTY.with(axis));
+        self.start_and_wait(block, collective, input, output, count, key);
     }
 
     /// Pieces side by side.

@@ -7,7 +7,7 @@ use mesh::{Axis, AxisSet, Placement, Reduce};
 use super::{Lowering, Version};
 use crate::layout::Layout;
 use crate::plan::StateHome;
-use crate::program::{GroupKey, Instruction, Phase};
+use crate::program::{GroupKey, Instruction, Lane, Phase};
 
 impl Lowering<'_> {
     pub(super) fn update_node(&mut self, node: &Node) {
@@ -57,7 +57,7 @@ impl Lowering<'_> {
         }
         let holders = self.plan.holders(parameter).to_vec();
         if holders.len() > 1 {
-            let key = GroupKey { axes: AxisSet::EMPTY, pipeline_ranks: Some(holders) };
+            let key = GroupKey { axes: AxisSet::EMPTY, pipeline_ranks: Some(holders), lane: Lane::Own };
             self.all_reduce_over(block, version.buffer, Reduce::Sum, key);
         }
         self.set_canonical(result, version);
@@ -82,7 +82,7 @@ impl Lowering<'_> {
         }
         let buffer = self.alias(into, &dims, Layout::WHOLE);
         if !axes.is_empty() {
-            self.all_reduce_over(block, buffer, Reduce::Sum, GroupKey { axes, pipeline_ranks: None });
+            self.all_reduce_over(block, buffer, Reduce::Sum, GroupKey::along(axes));
         }
         self.set_canonical(result, Version { layout: Layout::WHOLE, buffer });
     }
@@ -100,7 +100,7 @@ impl Lowering<'_> {
             self.alias(empty, &dims, Layout::WHOLE)
         };
         if self.plan.divides(Axis::Pp) {
-            let key = GroupKey { axes: AxisSet::EMPTY.with(Axis::Pp), pipeline_ranks: None };
+            let key = GroupKey::along(AxisSet::EMPTY.with(Axis::Pp));
             self.all_reduce_over(block, buffer, Reduce::Sum, key);
         }
         self.set_canonical(result, Version { layout: Layout::WHOLE, buffer });

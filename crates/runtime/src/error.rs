@@ -10,6 +10,11 @@ pub enum RuntimeError {
     /// The arena could not be reserved.
     #[error(transparent)]
     Memory(#[from] memory::MemoryError),
+    /// The system refused the communication thread.
+    #[error(
+        "a rank's communication thread cannot be started: {0}; set parallel.bucket_bytes = 0 to do without"
+    )]
+    Thread(std::io::Error),
     /// Ranks do not execute the same plan.
     #[error(
         "rank {rank}: the {what} differs between ranks; start all ranks with the same binary, configuration and mesh"

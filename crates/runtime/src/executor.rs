@@ -1,24 +1,22 @@
-//! The executor of one rank: arena, communicators, bound programs, and the loop.
+//! The executor of one rank: arena, communicators, bound programs. The loop is in `step`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
-use comm::{Communicator, Pending};
-use half::{bf16, f16};
+use comm::Communicator;
 use kernels::Cpu;
 use memory::{Arena, DType, Region, RegionMut, Span};
 use mesh::{Axis, AxisSet, Coord, Tile};
-use plan::{Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Phase, Plan, Program};
+use plan::{Buffer, BufferId, Class, GroupKey, Instruction, Plan, Program, Run};
 
-use crate::batch::{Batch, Destination};
+use crate::batch::Batch;
 use crate::bind::{Binder, scratch_bytes};
-use crate::call::Call;
 use crate::error::RuntimeError;
 use crate::groups;
 use crate::kernel::Kernel;
 use crate::profile::{Clock, Recorder, Sample};
+use crate::step::Step;
 
 /// Puts something between a rank and a group, for tests and measurements.
 pub type WrapGroup<'a> = dyn Fn(&GroupKey, Box<dyn Communicator>) -> Box<dyn Communicator> + 'a;
@@ -75,17 +73,17 @@ impl RankMemory {
 pub(crate) struct Bound {
     pub(crate) plan: Arc<Plan>,
     pub(crate) program: Arc<Program>,
-    blocks: Vec<Vec<Prepared>>,
-    /// Communicators by the program's group numbers.
-    groups: Vec<GroupKey>,
+    pub(crate) blocks: Vec<Vec<Prepared>>,
+    /// Blocks in the order of a step.
+    pub(crate) runs: Vec<Run>,
     /// Whether what the program derives from states is up to date.
     pub(crate) derived: Cell<bool>,
     /// For each program of the rank, whether this one's update leaves what that one derives up to date.
-    keeps_derived: Vec<bool>,
+    pub(crate) keeps_derived: Vec<bool>,
 }
 
 /// What was worked out for an instruction before step 0.
-enum Prepared {
+pub(crate) enum Prepared {
     Kernel(Kernel),
     /// A tile per microbatch.
     Load(Vec<Tile>),
@@ -95,8 +93,8 @@ enum Prepared {
 
 /// One rank, ready to run.
 pub struct Executor {
-    world: Box<dyn Communicator>,
-    groups: BTreeMap<GroupKey, Box<dyn Communicator>>,
+    pub(crate) world: Box<dyn Communicator>,
+    pub(crate) groups: BTreeMap<GroupKey, Box<dyn Communicator>>,
     pub(crate) coord: Coord,
     pub(crate) arena: Arena,
     pub(crate) scratch: Span,
@@ -133,9 +131,10 @@ impl Executor {
             bound.push(bind(plan, program, coord));
         }
         relate(&mut bound);
-        let mut keys: BTreeSet<GroupKey> = bound.iter().flat_map(|b| b.groups.iter().cloned()).collect();
+        let mut keys: BTreeSet<GroupKey> =
+            bound.iter().flat_map(|b| b.program.groups.iter().cloned()).collect();
         let all: AxisSet = Axis::SPACE.into_iter().collect();
-        let stage = GroupKey { axes: all.without(Axis::Pp), pipeline_ranks: None };
+        let stage = GroupKey::along(all.without(Axis::Pp));
         keys.insert(stage.clone());
         let groups = groups::connect(&*world, &mesh, keys, wrap)?;
         let executor = Executor {
@@ -199,12 +198,12 @@ impl Executor {
     }
 
     /// The recorder's time, if it wants samples of `program`.
-    fn now(&self, program: usize) -> Option<f64> {
+    pub(crate) fn now(&self, program: usize) -> Option<f64> {
         let recorder = self.recorder.borrow();
         recorder.as_ref().filter(|r| r.program == program).map(|r| (r.clock)())
     }
 
-    fn sample(&self, sample: Sample) {
+    pub(crate) fn sample(&self, sample: Sample) {
         if let Some(recorder) = &mut *self.recorder.borrow_mut()
             && recorder.samples.len() < recorder.samples.capacity()
         {
@@ -227,133 +226,17 @@ impl Executor {
         batch: &mut dyn Batch,
         input: &StepInput<'_>,
     ) -> Result<(), RuntimeError> {
-        let result = self.step(program, batch, input);
+        let result = Step::new(self, program, input, batch).run();
         if let Err(error) = &result {
             self.world.abort_handle().abort(&format!("rank {}: {error}", self.rank()));
         }
         result
     }
 
-    fn step(&self, program: usize, batch: &mut dyn Batch, input: &StepInput<'_>) -> Result<(), RuntimeError> {
-        let bound = &self.programs[program];
-        let of_rank = |phase| bound.program.blocks.iter().position(|b| b.stage.is_none() && b.phase == phase);
-        if let Some(derive) = of_rank(Phase::Derive).filter(|_| !bound.derived.get()) {
-            self.block(bound, derive, 0, 0, batch, input, program)?;
-        }
-        bound.derived.set(true);
-        if let Some(begin) = of_rank(Phase::Begin) {
-            self.block(bound, begin, 0, 0, batch, input, program)?;
-        }
-        if self.now(program).is_some() {
-            self.world.barrier()?;
-        }
-        for (action, slot) in &bound.program.actions {
-            for at in bound.program.blocks_of(action) {
-                self.block(bound, at, *slot, action.microbatch, batch, input, program)?;
-            }
-        }
-        if let Some(update) = of_rank(Phase::Update) {
-            self.block(bound, update, 0, 0, batch, input, program)?;
-            for (other, kept) in self.programs.iter().zip(&bound.keeps_derived) {
-                other.derived.set(*kept);
-            }
-        }
-        Ok(())
-    }
-
     /// From now on everything that follows from states has to be made anew.
     pub(crate) fn states_changed(&mut self) {
         self.untouched = false;
         self.programs.iter().for_each(|bound| bound.derived.set(false));
-    }
-
-    fn block(
-        &self,
-        bound: &Bound,
-        at: usize,
-        slot: usize,
-        microbatch: usize,
-        batch: &mut dyn Batch,
-        input: &StepInput<'_>,
-        program: usize,
-    ) -> Result<(), RuntimeError> {
-        let block: &Block = &bound.program.blocks[at];
-        let narrow = bound.plan.narrow;
-        let context = StepContext { seed: input.seed, step: input.step, cpu: &self.cpu };
-        let mut in_flight: ArrayVec<(usize, Pending<'_>), 16> = ArrayVec::new();
-        for (index, (instruction, prepared)) in block.instructions.iter().zip(&bound.blocks[at]).enumerate() {
-            let started = self.now(program);
-            match instruction {
-                Instruction::Compute { inputs, outputs, .. } => {
-                    let Prepared::Kernel(kernel) = prepared else { unreachable!("bound as a kernel") };
-                    let call = Call { executor: self, bound, slot, microbatch, context, inputs, outputs };
-                    match narrow {
-                        DType::F64 => call.run::<f64>(kernel)?,
-                        DType::BF16 => call.run::<bf16>(kernel)?,
-                        DType::F16 => call.run::<f16>(kernel)?,
-                        _ => call.run::<f32>(kernel)?,
-                    }
-                }
-                Instruction::Load { input, output } => {
-                    let Prepared::Load(tiles) = prepared else { unreachable!("bound as a load") };
-                    let mut region = self.write(bound, *output, slot)?;
-                    let to = match bound.program.buffer(*output).dtype {
-                        DType::I32 => Destination::I32(region.as_mut_slice()),
-                        DType::F64 => Destination::F64(region.as_mut_slice()),
-                        DType::BF16 => Destination::BF16(region.as_mut_slice()),
-                        DType::F16 => Destination::F16(region.as_mut_slice()),
-                        DType::F32 => Destination::F32(region.as_mut_slice()),
-                    };
-                    batch.load(input, &tiles[microbatch], to)?;
-                }
-                Instruction::Scalar { name, output } => {
-                    let value = input.scalars.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-                    let value = value.ok_or_else(|| RuntimeError::Scalar { name: name.clone() })?;
-                    self.fill(bound, *output, slot, value)?;
-                }
-                Instruction::Fill { value, output } => self.fill(bound, *output, slot, *value)?,
-                Instruction::Start { collective, input, output, count, group, ticket } => {
-                    let group = &*self.groups[&bound.groups[*group]];
-                    let pending = self.start(bound, group, *collective, *input, *output, *count, slot)?;
-                    in_flight.push((*ticket, pending));
-                }
-                Instruction::Wait { ticket } => {
-                    let at =
-                        in_flight.iter().position(|(t, _)| t == ticket).expect("checked: it was started");
-                    in_flight.remove(at).1.wait()?;
-                }
-                Instruction::Send { input, to, tag } => {
-                    let to = bound.plan.mesh.rank(&self.coord.at(Axis::Pp, *to));
-                    let data = self.read(bound, *input, slot)?;
-                    self.world.send(data, to, message(program, *tag, microbatch))?.wait()?;
-                }
-                Instruction::Recv { output, from, tag } => {
-                    let from = bound.plan.mesh.rank(&self.coord.at(Axis::Pp, *from));
-                    let data = self.write(bound, *output, slot)?;
-                    self.world.recv(data, from, message(program, *tag, microbatch))?.wait()?;
-                }
-                _ => match prepared {
-                    Prepared::Move(DType::I32) => self.mover::<i32>(bound, instruction, slot, microbatch)?,
-                    Prepared::Move(DType::F64) => self.mover::<f64>(bound, instruction, slot, microbatch)?,
-                    Prepared::Move(DType::BF16) => {
-                        self.mover::<bf16>(bound, instruction, slot, microbatch)?
-                    }
-                    Prepared::Move(DType::F16) => self.mover::<f16>(bound, instruction, slot, microbatch)?,
-                    _ => self.mover::<f32>(bound, instruction, slot, microbatch)?,
-                },
-            }
-            if let Some(start_seconds) = started {
-                self.sample(Sample {
-                    step: input.step,
-                    block: at,
-                    index,
-                    microbatch,
-                    start_seconds,
-                    end_seconds: self.now(program).unwrap_or(start_seconds),
-                });
-            }
-        }
-        Ok(())
     }
 
     /// The bytes of a buffer's real elements.
@@ -388,55 +271,6 @@ impl Executor {
     ) -> Result<RegionMut<'_>, RuntimeError> {
         Ok(self.arena.write(self.exact_span(bound, id, slot))?)
     }
-
-    fn fill(&self, bound: &Bound, id: BufferId, slot: usize, value: f64) -> Result<(), RuntimeError> {
-        let buffer = bound.program.buffer(id);
-        // Room behind the elements is filled too: gathers of flat shards may read it.
-        let mut region = self.arena.write(self.piece_span(bound, id, slot, buffer.capacity))?;
-        match buffer.dtype {
-            DType::F64 => region.as_mut_slice::<f64>().fill(value),
-            DType::BF16 => region.as_mut_slice().fill(bf16::from_f64(value)),
-            DType::F16 => region.as_mut_slice().fill(f16::from_f64(value)),
-            DType::I32 => region.as_mut_slice::<i32>().fill(value as i32),
-            DType::F32 => region.as_mut_slice::<f32>().fill(value as f32),
-        }
-        Ok(())
-    }
-
-    fn start(
-        &self,
-        bound: &Bound,
-        group: &dyn Communicator,
-        collective: Collective,
-        input: BufferId,
-        output: BufferId,
-        count: usize,
-        slot: usize,
-    ) -> Result<Pending<'_>, RuntimeError> {
-        let dtype = bound.program.buffer(output).dtype;
-        let n = group.world_size();
-        let send = |pieces: usize| self.arena.read(self.piece_span(bound, input, slot, pieces * count));
-        let recv = |pieces: usize| self.arena.write(self.piece_span(bound, output, slot, pieces * count));
-        Ok(match collective {
-            Collective::AllReduce(reduce) => group.all_reduce(recv(1)?, dtype, operation(reduce))?,
-            Collective::ReduceScatter(reduce) => {
-                group.reduce_scatter(send(n)?, recv(1)?, dtype, operation(reduce))?
-            }
-            Collective::AllGather => group.all_gather(send(1)?, recv(n)?)?,
-            Collective::AllToAll => group.all_to_all(send(n)?, recv(n)?)?,
-        })
-    }
-}
-
-fn operation(reduce: mesh::Reduce) -> comm::Reduce {
-    match reduce {
-        mesh::Reduce::Sum => comm::Reduce::Sum,
-        mesh::Reduce::Max => comm::Reduce::Max,
-    }
-}
-
-fn message(program: usize, value: u64, microbatch: usize) -> u64 {
-    (program as u64) << 56 | value << 24 | microbatch as u64
 }
 
 fn programs_tiles<'a>(plan: &'a Plan, coord: &'a Coord) -> impl Fn(&Buffer) -> Tile + 'a {
@@ -503,6 +337,6 @@ fn bind(plan: Arc<Plan>, program: Arc<Program>, coord: Coord) -> Bound {
         };
         blocks.push(block.instructions.iter().map(prepare).collect());
     }
-    let groups = program.groups.clone();
-    Bound { plan, program, blocks, groups, derived: Cell::new(false), keeps_derived: vec![] }
+    let runs = program.runs();
+    Bound { plan, program, blocks, runs, derived: Cell::new(false), keeps_derived: vec![] }
 }

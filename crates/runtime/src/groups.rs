@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use comm::{Communicator, Reduce};
+use comm::{Communicator, Lane, Reduce};
 use memory::{Arena, DType, Span};
 use mesh::{Coord, Mesh};
 use plan::GroupKey;
@@ -18,7 +18,8 @@ pub(crate) fn members(mesh: &Mesh, coord: &Coord, key: &GroupKey) -> Vec<usize> 
     }
 }
 
-/// Makes all groups, in one order on all ranks, so that no two ranks wait for each other.
+/// Makes all groups, in one order on all ranks, so that no two ranks wait for each other. What is to be served in the
+/// background shares one communication thread, which ends with the last of its groups.
 pub(crate) fn connect(
     world: &dyn Communicator,
     mesh: &Mesh,
@@ -27,11 +28,23 @@ pub(crate) fn connect(
 ) -> Result<BTreeMap<GroupKey, Box<dyn Communicator>>, RuntimeError> {
     let coord = mesh.coord(world.rank());
     let mut groups = BTreeMap::new();
+    let mut lane: Option<Lane> = None;
     for key in keys {
         let group = world.split(&members(mesh, &coord, &key), &key.to_string())?;
         let group = match wrap {
             Some(wrap) => wrap(&key, group),
             None => group,
+        };
+        let gains = group.world_size() > 1 && !group.completes_at_start();
+        let group = match key.lane {
+            plan::Lane::Background if gains => {
+                let lane = match &mut lane {
+                    Some(lane) => lane,
+                    none => none.insert(Lane::start(world.rank()).map_err(RuntimeError::Thread)?),
+                };
+                lane.serve(group)
+            }
+            _ => group,
         };
         groups.insert(key, group);
     }

@@ -17,6 +17,7 @@ mod kernel;
 mod moves;
 mod profile;
 mod states;
+mod step;
 mod tables;
 
 pub use batch::{Batch, Destination};

@@ -27,6 +27,8 @@ pub struct Sample {
     pub start_seconds: f64,
     /// End.
     pub end_seconds: f64,
+    /// Of a wait: when the collective was complete, which may be long before. Of others: the end.
+    pub done_seconds: f64,
 }
 
 /// What tells the time of samples, in seconds since a moment that all ranks share.
@@ -78,24 +80,30 @@ pub fn work(plan: &Plan, program: &Program, block: usize, index: usize) -> Work 
             flops: flops(plan, program, op, inputs, outputs),
             ..moved("", &outputs[0])
         },
-        Instruction::Start { collective, input, output, group, .. } => {
+        Instruction::Start { collective, inputs, outputs, group, .. } => {
             let ranks = group_size(plan, program, *group) as f64;
             let others = (ranks - 1.0) / ranks;
+            let sum = |ids: &[BufferId]| ids.iter().map(size).sum::<f64>();
             let (class, bytes) = match collective {
-                Collective::AllReduce(_) => ("all_reduce", 2.0 * others * size(output)),
-                Collective::ReduceScatter(_) => ("reduce_scatter", others * size(input)),
-                Collective::AllGather => ("all_gather", others * size(output)),
-                Collective::AllToAll => ("all_to_all", others * size(input)),
+                Collective::AllReduce(_) => ("all_reduce", 2.0 * others * sum(outputs)),
+                Collective::ReduceScatter(_) => ("reduce_scatter", others * sum(inputs)),
+                Collective::AllGather => ("all_gather", others * sum(outputs)),
+                Collective::AllToAll => ("all_to_all", others * sum(inputs)),
             };
-            sent(class, output, bytes)
+            let first = sent(class, &outputs[0], bytes);
+            match outputs.len() - 1 {
+                0 => first,
+                more => Work { name: format!("{} and {more} more", first.name), ..first },
+            }
         }
-        Instruction::Wait { ticket } => {
-            let start = program.blocks[block]
-                .instructions
-                .iter()
-                .position(|i| matches!(i, Instruction::Start { ticket: t, .. } if t == ticket));
-            let start = start.expect("checked: a wait follows its start");
-            Work { bytes: 0.0, ..work(plan, program, block, start) }
+        Instruction::Wait { ticket, .. } => {
+            let is_start = |i: &Instruction| matches!(i, Instruction::Start { ticket: t, .. } if t == ticket);
+            let start =
+                program.blocks.iter().enumerate().find_map(|(block, b)| {
+                    b.instructions.iter().position(is_start).map(|index| (block, index))
+                });
+            let (block, index) = start.expect("checked: a wait has its start");
+            Work { bytes: 0.0, ..work(plan, program, block, index) }
         }
         Instruction::Send { input, .. } => sent("send", input, size(input)),
         Instruction::Recv { output, .. } => sent("recv", output, 0.0),

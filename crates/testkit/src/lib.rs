@@ -1,4 +1,4 @@
-//! Instruments for tests: small models in many layouts, and communicators that break a promise on purpose.
+//! Instruments for tests: small models in many layouts, and communicators that break a promise on purpose or are slow.
 //!
 //! **Invariant: nothing here is reachable from a shipped binary.** The parity measure itself is `train::parity`, because
 //! users run it too.
@@ -7,6 +7,8 @@
 
 mod mutant;
 mod small;
+mod throttled;
 
 pub use mutant::{Drop, Mutant, collectives};
 pub use small::{Small, full, pairwise};
+pub use throttled::Throttled;

@@ -172,6 +172,7 @@ fn parallel(config: &Config) -> Result<Parallel, TrainError> {
         schedule: p.schedule.clone(),
         chunks: p.chunks,
         num_microbatches: p.num_microbatches,
+        bucket_bytes: p.bucket_bytes,
     })
 }
 

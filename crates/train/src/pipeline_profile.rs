@@ -219,11 +219,9 @@ pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, T
     Ok(Profile { schedule: stepper.plan.schedule.clone(), message_seconds, steps })
 }
 
-/// Instructions of a step.
+/// Instructions that a step executes.
 fn count(program: &Program) -> usize {
-    let of_rank = program.blocks.iter().filter(|b| b.stage.is_none()).map(|b| b.instructions.len());
-    let of_actions = program.actions.iter().flat_map(|(a, _)| program.blocks_of(a));
-    of_rank.sum::<usize>() + of_actions.map(|b| program.blocks[b].instructions.len()).sum::<usize>()
+    program.runs().iter().map(|run| run.instructions(&program.blocks[run.block]).count()).sum()
 }
 
 /// Actions in time, from the samples of a step's instructions and the ends of its messages.
@@ -243,10 +241,11 @@ fn executed(program: &Program, samples: &[Sample], passages: &[Passage]) -> Vec<
     let mut passages = passages.iter().filter(|p| !matches!(p, Passage::Met(_)));
     let mut free = origin;
     let mut all = Vec::new();
+    let mut runs = program.runs().into_iter().filter(|run| program.blocks[run.block].stage.is_some());
     for (action, _) in &program.actions {
         let (mut start, mut sent, mut last) = (free, None, free);
-        for block in program.blocks_of(action) {
-            for instruction in &program.blocks[block].instructions {
+        for run in runs.by_ref().take(program.blocks_of(action).count()) {
+            for (_, instruction) in run.instructions(&program.blocks[run.block]) {
                 let Some(sample) = samples.next() else { break };
                 last = sample.end_seconds;
                 let passage = match instruction {

@@ -303,6 +303,10 @@ impl Communicator for Clocked {
         Ok(Box::new(Clocked::new(group?, self.clock.clone())))
     }
 
+    fn completes_at_start(&self) -> bool {
+        true
+    }
+
     fn abort_handle(&self) -> AbortHandle {
         self.inner.abort_handle()
     }

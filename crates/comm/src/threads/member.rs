@@ -350,13 +350,13 @@ impl Finish for Member {
         ticket: &Ticket,
         send: Option<&Region<'_>>,
         recv: Option<&mut RegionMut<'_>>,
-    ) -> Result<(), CommError> {
+    ) -> Result<Instant, CommError> {
         match (ticket.operation, recv) {
-            (Collective::Send, _) => Ok(()),
-            _ if self.group.world.has_failed() => self.conclude(ticket, Err(Interruption::Failed.into())),
+            (Collective::Send, _) => {}
+            _ if self.group.world.has_failed() => self.conclude(ticket, Err(Interruption::Failed.into()))?,
             (Collective::Recv, Some(recv)) => {
                 self.claim_receive(ticket).map_err(|expected| self.out_of_order(ticket, expected))?;
-                self.conclude(ticket, self.receive(ticket, recv.as_mut_slice::<u8>()))
+                self.conclude(ticket, self.receive(ticket, recv.as_mut_slice::<u8>()))?;
             }
             (_, recv) => {
                 let expected = self.completed.load(Ordering::Acquire);
@@ -365,9 +365,9 @@ impl Finish for Member {
                 }
                 self.conclude(ticket, execute(&self.group, self.rank, ticket, send, recv))?;
                 self.completed.store(ticket.sequence + 1, Ordering::Release);
-                Ok(())
             }
         }
+        Ok(Instant::now())
     }
 
     fn abandon(&self, ticket: &Ticket) {

@@ -16,4 +16,5 @@ mod world;
 mod tests;
 
 pub use member::ThreadCommunicator;
+pub(crate) use patience::wait_in_background;
 pub use world::{Options, World};

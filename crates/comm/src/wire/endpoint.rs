@@ -11,7 +11,7 @@ use super::link::{Link, LinkError};
 use super::watch::{Interruption, Watch};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Content of at most this many bytes travels in the envelope.
@@ -23,7 +23,7 @@ const HEADER_BYTES: usize = 64;
 const ENVELOPES: u64 = 0;
 /// Receives for envelopes posted ahead, per peer.
 const AHEAD: usize = 4;
-/// How often one looks for a message that only oneself could still send.
+/// How often one that another thread of the rank receives for looks up, to see whether it may go on.
 const LOOK_UP: Duration = Duration::from_millis(10);
 /// How long a rank that leaves waits for its last messages to go out, and then for the others to leave.
 const GRACE: Duration = Duration::from_secs(10);
@@ -101,6 +101,8 @@ struct Incoming<L: Link> {
     posted: VecDeque<(L::Transfer, Vec<u8>)>,
     arrived: VecDeque<Envelope>,
     free: Vec<Vec<u8>>,
+    /// Whether a thread of this rank waits for the next envelope, whomever it is for.
+    watched: bool,
 }
 
 struct Outgoing<L: Link> {
@@ -115,6 +117,8 @@ struct Outgoing<L: Link> {
 
 struct Peer<L: Link> {
     incoming: Mutex<Incoming<L>>,
+    /// An envelope arrived, or nobody waits for the next one any more.
+    came: Condvar,
     outgoing: Mutex<Outgoing<L>>,
     /// What we have received from it.
     envelopes_from: AtomicU64,
@@ -128,7 +132,8 @@ impl<L: Link> Peer<L> {
     fn new() -> Peer<L> {
         let (posted, arrived) = (VecDeque::new(), VecDeque::new());
         Peer {
-            incoming: Mutex::new(Incoming { posted, arrived, free: Vec::new() }),
+            incoming: Mutex::new(Incoming { posted, arrived, free: Vec::new(), watched: false }),
+            came: Condvar::new(),
             outgoing: Mutex::new(Outgoing {
                 envelopes: VecDeque::new(),
                 arrived: 0,
@@ -206,6 +211,7 @@ impl<L: Link> Endpoint<L> {
             let mut buffer = vec![0; HEADER_BYTES + content.len()];
             buffer[HEADER_BYTES..].copy_from_slice(content);
             lock(&self.peers[to].incoming).arrived.push_back(Envelope { header, buffer });
+            self.peers[to].came.notify_all();
             return Ok(());
         }
         let mut outgoing = lock(&self.peers[to].outgoing);
@@ -263,7 +269,8 @@ impl<L: Link> Endpoint<L> {
         Ok(())
     }
 
-    /// The next envelope of `from` for this group, kind and number; others that arrive meanwhile are kept.
+    /// The next envelope of `from` for this group, kind and number; others that arrive meanwhile are kept. Of several
+    /// threads that wait for one peer, one receives and tells the others.
     pub(super) fn take(
         &self,
         from: usize,
@@ -272,34 +279,40 @@ impl<L: Link> Endpoint<L> {
         number: u64,
     ) -> Result<Envelope, Interruption> {
         let begun = Instant::now();
-        let mut incoming = lock(&self.peers[from].incoming);
+        let peer = &self.peers[from];
+        let mut incoming = lock(&peer.incoming);
         let wanted = |e: &Envelope| (e.header.group, e.header.kind, e.header.number) == (group, kind, number);
-        let mut looked = 0;
         loop {
-            if let Some(at) = (looked..incoming.arrived.len()).find(|&at| wanted(&incoming.arrived[at]))
+            if let Some(at) = incoming.arrived.iter().position(wanted)
                 && let Some(envelope) = incoming.arrived.remove(at)
             {
                 return Ok(envelope);
             }
-            looked = incoming.arrived.len();
-            if from == self.rank() {
-                // Only this thread could still send it.
+            if incoming.watched || from == self.rank() {
                 self.watch.check(from, begun)?;
-                std::thread::sleep(LOOK_UP);
+                let looked = peer.came.wait_timeout(incoming, LOOK_UP);
+                incoming = looked.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
-            let Some((transfer, _)) = incoming.posted.front_mut() else {
+            let Some((mut transfer, buffer)) = incoming.posted.pop_front() else {
                 return Err(Interruption::Failed);
             };
-            self.wait(from, transfer, begun)?;
-            if let Some((_, buffer)) = incoming.posted.pop_front() {
-                let (header, received) = Header::read(&buffer);
-                let peer = &self.peers[from];
-                peer.envelopes_from.fetch_add(1, Ordering::Relaxed);
-                peer.envelopes_to.store(received.envelopes, Ordering::Relaxed);
-                peer.copies_to.store(received.copies, Ordering::Relaxed);
-                incoming.arrived.push_back(Envelope { header, buffer });
+            incoming.watched = true;
+            drop(incoming);
+            let waited = self.wait(from, &mut transfer, begun);
+            incoming = lock(&peer.incoming);
+            incoming.watched = false;
+            peer.came.notify_all();
+            if let Err(why) = waited {
+                incoming.posted.push_front((transfer, buffer));
+                return Err(why);
             }
+            drop(transfer);
+            let (header, received) = Header::read(&buffer);
+            peer.envelopes_from.fetch_add(1, Ordering::Relaxed);
+            peer.envelopes_to.store(received.envelopes, Ordering::Relaxed);
+            peer.copies_to.store(received.copies, Ordering::Relaxed);
+            incoming.arrived.push_back(Envelope { header, buffer });
             self.post_ahead(from, &mut incoming).map_err(|e| self.watch.explain_broken(from, &e.0))?;
         }
     }

@@ -419,15 +419,15 @@ impl<L: Link> Finish for Member<L> {
         ticket: &Ticket,
         send: Option<&Region<'_>>,
         recv: Option<&mut RegionMut<'_>>,
-    ) -> Result<(), CommError> {
+    ) -> Result<Instant, CommError> {
         match (ticket.operation, recv) {
-            (Collective::Send, _) => Ok(()),
+            (Collective::Send, _) => {}
             _ if self.group.endpoint.watch.has_failed() => {
-                self.conclude(ticket, Err(Interruption::Failed.into()))
+                self.conclude(ticket, Err(Interruption::Failed.into()))?;
             }
             (Collective::Recv, Some(recv)) => {
                 self.claim_receive(ticket).map_err(|expected| self.out_of_order(ticket, expected))?;
-                self.conclude(ticket, self.receive(ticket, recv.as_mut_slice::<u8>()))
+                self.conclude(ticket, self.receive(ticket, recv.as_mut_slice::<u8>()))?;
             }
             (_, recv) => {
                 let expected = self.completed.load(Ordering::Acquire);
@@ -437,9 +437,9 @@ impl<L: Link> Finish for Member<L> {
                 let channel = lock(&self.channels).pop_front().unwrap_or_default();
                 self.conclude(ticket, self.group.execute(ticket, channel, send, recv))?;
                 self.completed.store(ticket.sequence + 1, Ordering::Release);
-                Ok(())
             }
         }
+        Ok(Instant::now())
     }
 
     fn abandon(&self, ticket: &Ticket) {

@@ -5,7 +5,8 @@
 //! communicator ([`member`]), and the watch that turns a death, a stop or a silence anywhere into one error
 //! everywhere ([`watch`]). Reductions sum in the order of ranks, so the bits are those of the thread backend.
 //!
-//! A rank waits in one thread at a time; collectives that do not fit an envelope make progress while it waits.
+//! Collectives that do not fit an envelope make progress while a thread of the rank waits. Several may: the rank's own
+//! and its communication thread ([`crate::Lane`]), in different groups.
 
 mod collectives;
 mod endpoint;

@@ -4,6 +4,7 @@ mod families;
 mod finite_differences;
 mod mixed_precision;
 mod mutants;
+mod overlap;
 mod parity;
 mod random_legal;
 mod schedules;

@@ -15,6 +15,8 @@ const PLANS: &[&str] = &[
     "dp=2;zero=3;num_microbatches=2",
     "dp=2,pp=2;zero=2;num_microbatches=2",
     "pp=2,tp=2;recompute=full;num_microbatches=2",
+    "dp=2;num_microbatches=2;bucket_bytes=4000",
+    "dp=2;zero=1;num_microbatches=2;bucket_bytes=4000",
 ];
 
 #[test]

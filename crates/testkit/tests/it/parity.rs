@@ -36,6 +36,14 @@ const LAYOUTS: &[&str] = &[
     "dp=2,tp=2;recompute=selective;zero=1",
     "pp=2,tp=4;sequence=true;num_microbatches=3;recompute=full",
     "pp=2,dp=4;zero=3;num_microbatches=3",
+    "dp=2;num_microbatches=3;bucket_bytes=2000",
+    "dp=4,tp=2;bucket_bytes=3000;num_microbatches=3",
+    "dp=2,cp=2;zero=1;bucket_bytes=1;num_microbatches=2",
+    "dp=2,pp=2;zero=1;bucket_bytes=2000;num_microbatches=4;schedule=zb-h1",
+    "dp=2,tp=2,cp=2;sequence=true;bucket_bytes=0;num_microbatches=3",
+    "dp=4;zero=1;bucket_bytes=0",
+    "dp=4;zero=2;bucket_bytes=2000;num_microbatches=3",
+    "dp=2,pp=2;zero=3;bucket_bytes=2000;num_microbatches=3",
 ];
 
 fn record(config: &Config, steps: usize) -> Recording {

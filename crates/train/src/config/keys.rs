@@ -38,6 +38,7 @@ pub(super) const TABLES: [(&str, &[&str]); 4] = [
             "schedule",
             "chunks",
             "num_microbatches",
+            "bucket_bytes",
             "recompute",
             "threads_per_rank",
             "instruction_set",

@@ -118,6 +118,8 @@ pub struct Parallel {
     pub chunks: usize,
     /// Microbatches of a step.
     pub num_microbatches: usize,
+    /// Bytes of a bucket in which gradients are reduced while the backward goes on; 0: one by one after it.
+    pub bucket_bytes: usize,
     /// Which activations are computed again.
     pub recompute: Recompute,
     /// Compute threads of each rank.
@@ -140,6 +142,7 @@ impl Default for Parallel {
             schedule: "1f1b".to_string(),
             chunks: 1,
             num_microbatches: 1,
+            bucket_bytes: plan::BUCKET_BYTES,
             recompute: Recompute::None,
             threads_per_rank: 1,
             instruction_set: InstructionSet::Auto,
@@ -166,6 +169,7 @@ impl Parallel {
             "schedule" => self.schedule = schedule_name(value)?,
             "chunks" => self.chunks = value.count(1)?,
             "num_microbatches" => self.num_microbatches = value.count(1)?,
+            "bucket_bytes" => self.bucket_bytes = value.count(0)?,
             "recompute" => self.recompute = value.name()?,
             "threads_per_rank" => self.threads_per_rank = value.count(1)?,
             "instruction_set" => self.instruction_set = value.name()?,

@@ -48,6 +48,7 @@ impl Config {
         text.key("schedule", string(&parallel.schedule));
         text.key("chunks", parallel.chunks);
         text.key("num_microbatches", parallel.num_microbatches);
+        text.key("bucket_bytes", parallel.bucket_bytes);
         text.key("recompute", string(parallel.recompute.name()));
         text.key("threads_per_rank", parallel.threads_per_rank);
         text.key("instruction_set", string(parallel.instruction_set.name()));

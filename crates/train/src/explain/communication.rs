@@ -45,31 +45,24 @@ pub(super) struct Traffic {
 /// Communication of one pipeline rank's step.
 pub(super) fn of(plan: &Plan, program: &Program) -> BTreeMap<Key, Traffic> {
     let mut all: BTreeMap<Key, Traffic> = BTreeMap::new();
-    for block in &program.blocks {
-        let runs = runs(program, block);
-        for instruction in &block.instructions {
+    for run in program.runs() {
+        let block = &program.blocks[run.block];
+        for (_, instruction) in run.instructions(block) {
             let Some((axis, kind, bytes, group_size)) = operation(plan, program, instruction) else {
                 continue;
             };
             let traffic = all.entry(Key { phase: block.phase, axis, kind }).or_default();
-            traffic.count += runs;
-            traffic.bytes += runs * bytes;
-            traffic.sent += runs * sent(kind, bytes, group_size);
+            traffic.count += 1;
+            traffic.bytes += bytes;
+            traffic.sent += sent(kind, bytes, group_size);
         }
     }
     all
 }
 
 /// How often a block runs in a step.
-pub(super) fn runs(program: &Program, block: &Block) -> u64 {
-    let at = program.blocks.iter().position(|b| std::ptr::eq(b, block));
-    match block.stage {
-        None => 1,
-        _ => {
-            program.actions.iter().flat_map(|(a, _)| program.blocks_of(a)).filter(|b| Some(*b) == at).count()
-                as u64
-        }
-    }
+pub(super) fn runs(program: &Program, block: &Block) -> usize {
+    program.runs().iter().filter(|run| std::ptr::eq(&program.blocks[run.block], block)).count()
 }
 
 fn operation(
@@ -78,18 +71,18 @@ fn operation(
     instruction: &Instruction,
 ) -> Option<(String, &'static str, u64, u64)> {
     match instruction {
-        Instruction::Start { collective, output, count, group, .. } => {
+        Instruction::Start { collective, outputs, count, group, .. } => {
             let key = &program.groups[*group];
             let n =
                 key.pipeline_ranks.as_ref().map_or_else(|| plan.mesh.group_size(key.axes), Vec::len) as u64;
-            let piece = *count as u64 * element_bytes(program.buffer(*output).dtype);
+            let piece = *count as u64 * element_bytes(program.buffer(outputs[0]).dtype);
             let (kind, bytes) = match collective {
                 Collective::AllReduce(_) => ("all_reduce", piece),
                 Collective::ReduceScatter(_) => ("reduce_scatter", n * piece),
                 Collective::AllGather => ("all_gather", n * piece),
                 Collective::AllToAll => ("all_to_all", n * piece),
             };
-            Some((key.to_string(), kind, bytes, n))
+            Some((key.ranks(), kind, bytes, n))
         }
         Instruction::Send { input: buffer, .. } | Instruction::Recv { output: buffer, .. } => {
             let kind = if matches!(instruction, Instruction::Send { .. }) { "send" } else { "recv" };

@@ -1,7 +1,7 @@
 //! A Program as text: one line for each instruction, with the names of buffers and dims. Nothing is decided here.
 
 use graph::{Dim, Graph};
-use plan::{Block, BufferId, Class, Collective, Instruction, Program};
+use plan::{Block, BufferId, Class, Collective, Instruction, Program, When};
 use serde::Serialize;
 
 use super::table::size;
@@ -71,7 +71,7 @@ impl Writer<'_> {
             I::Unpack { input, output, n, .. } => {
                 format!("unpack {n} pieces: {} => {}", self.one(*input), self.one(*output))
             }
-            I::Start { collective, input, output, group, ticket, .. } => {
+            I::Start { collective, inputs, outputs, group, ticket, when, .. } => {
                 let kind = match collective {
                     Collective::AllReduce(mesh::Reduce::Sum) => "all_reduce(sum)",
                     Collective::AllReduce(mesh::Reduce::Max) => "all_reduce(max)",
@@ -80,10 +80,11 @@ impl Writer<'_> {
                     Collective::AllGather => "all_gather",
                     Collective::AllToAll => "all_to_all",
                 };
-                let (input, output) = (self.one(*input), self.one(*output));
-                format!("start {kind} over {} #{ticket}: {input} => {output}", self.program.groups[*group])
+                let (inputs, outputs) = (self.list(inputs), self.list(outputs));
+                let (group, when) = (&self.program.groups[*group], occasion(*when));
+                format!("{when}start {kind} over {group} #{ticket}: {inputs} => {outputs}")
             }
-            I::Wait { ticket } => format!("wait #{ticket}"),
+            I::Wait { ticket, when } => format!("{}wait #{ticket}", occasion(*when)),
             I::Send { input, to, .. } => format!("send {} to stage {to}", self.one(*input)),
             I::Recv { output, from, .. } => format!("recv {} from stage {from}", self.one(*output)),
             I::Accumulate { from, into } => format!("accumulate {} += {}", self.one(*into), self.one(*from)),
@@ -117,5 +118,14 @@ impl Writer<'_> {
             Class::Temp => "",
         };
         format!("%{} {} [{}] {layout} {bytes}{class}", buffer.storage.0, buffer.name, dims.join(" "))
+    }
+}
+
+/// In which runs of a block something is done, before what is done.
+fn occasion(when: When) -> &'static str {
+    match when {
+        When::Always => "",
+        When::FirstRun => "in the first run: ",
+        When::LastRun => "in the last run: ",
     }
 }

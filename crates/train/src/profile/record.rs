@@ -19,7 +19,7 @@ use crate::synthetic::Synthetic;
 /// Number of the training program in an executor.
 const TRAIN: usize = 0;
 
-/// One thing that one rank did. A collective lasts from its start to the end of its wait.
+/// One thing that one rank did. A collective lasts from its start until it is complete, whoever waits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// Who.
@@ -100,9 +100,9 @@ fn records(rank: usize, plan: &Plan, program: &Program, samples: &[Sample]) -> V
     for sample in samples {
         let block = &program.blocks[sample.block];
         match &block.instructions[sample.index] {
-            Instruction::Wait { ticket } => {
+            Instruction::Wait { ticket, .. } => {
                 let at = started.remove(ticket).expect("checked: a wait follows its start");
-                records[at].end_seconds = sample.end_seconds;
+                records[at].end_seconds = sample.done_seconds;
                 continue;
             }
             Instruction::Start { ticket, .. } => {

@@ -1,0 +1,102 @@
+//! The part of the checker that follows a step over all its runs: what is in flight from one block to another is touched
+//! by nobody, every start is waited for once, and the buffers of a bucket lie one behind the other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::PlanError;
+use crate::program::{BufferId, Collective, Instruction, Program};
+
+/// Checks every run of a step in order.
+///
+/// # Errors
+/// The first instruction that touches what is in flight, waits for what was not started or starts what is under way; a
+/// ticket that nobody waits for; a bucket with gaps.
+pub(crate) fn check_flight(program: &Program) -> Result<(), PlanError> {
+    let fail = |block: usize, index: usize, problem: String| PlanError::Program {
+        pipeline_rank: program.pipeline_rank,
+        block: program.blocks[block].phase.name().to_owned(),
+        index,
+        problem,
+    };
+    let storages = |ids: &[BufferId]| -> Vec<usize> {
+        ids.iter().map(|id| program.buffer(*id).storage.index()).collect()
+    };
+    let mut touched_by: Vec<BTreeSet<usize>> = Vec::new();
+    let mut has_tickets: Vec<bool> = Vec::new();
+    for (at, block) in program.blocks.iter().enumerate() {
+        let mut touched = BTreeSet::new();
+        for (index, instruction) in block.instructions.iter().enumerate() {
+            let (reads, writes) = instruction.uses();
+            touched.extend(storages(&reads).into_iter().chain(storages(&writes)));
+            if let Instruction::Start { .. } = instruction {
+                adjoining(program, instruction).map_err(|problem| fail(at, index, problem))?;
+            }
+        }
+        touched_by.push(touched);
+        let is_ticket = |i: &Instruction| matches!(i, Instruction::Start { .. } | Instruction::Wait { .. });
+        has_tickets.push(block.instructions.iter().any(is_ticket));
+    }
+    // What each ticket under way holds.
+    let mut in_flight: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for run in program.runs() {
+        let held = in_flight.values().flatten().any(|root| touched_by[run.block].contains(root));
+        if !held && !has_tickets[run.block] {
+            continue;
+        }
+        for (index, instruction) in run.instructions(&program.blocks[run.block]) {
+            let (reads, writes) = instruction.uses();
+            let roots: Vec<usize> = [storages(&reads), storages(&writes)].concat();
+            if let Some(root) = in_flight.values().flatten().find(|root| roots.contains(root)) {
+                return Err(fail(
+                    run.block,
+                    index,
+                    format!("`{}` is in flight", program.buffers[*root].name),
+                ));
+            }
+            match instruction {
+                Instruction::Start { ticket, .. } if in_flight.insert(*ticket, roots).is_some() => {
+                    return Err(fail(run.block, index, format!("ticket {ticket} is under way already")));
+                }
+                Instruction::Wait { ticket, .. } if in_flight.remove(ticket).is_none() => {
+                    return Err(fail(run.block, index, format!("ticket {ticket} was not started")));
+                }
+                _ => {}
+            }
+        }
+    }
+    match in_flight.keys().next() {
+        None => Ok(()),
+        Some(ticket) => {
+            let last = program.blocks.len() - 1;
+            let end = program.blocks[last].instructions.len();
+            Err(fail(last, end, format!("ticket {ticket} is never waited for")))
+        }
+    }
+}
+
+/// Of several buffers, each begins where the one before ends, and the count is what they span.
+fn adjoining(program: &Program, start: &Instruction) -> Result<(), String> {
+    let Instruction::Start { collective, inputs, outputs, count, .. } = start else {
+        unreachable!("called for starts")
+    };
+    if inputs.len() == 1 && outputs.len() == 1 {
+        return Ok(());
+    }
+    if !matches!(collective, Collective::AllReduce(_)) || inputs != outputs || inputs.is_empty() {
+        return Err("only an all_reduce has several buffers, in place".to_owned());
+    }
+    for pair in inputs.windows(2) {
+        let [before, after] = [pair[0], pair[1]].map(|id| program.buffer(id));
+        if (before.class, before.dtype) != (after.class, after.dtype)
+            || program.buffer(before.storage).bytes() + before.offset != after.offset
+        {
+            return Err(format!("`{}` does not lie behind `{}`", after.name, before.name));
+        }
+    }
+    let (first, last) = (program.buffer(inputs[0]), program.buffer(inputs[inputs.len() - 1]));
+    let spanned = (last.offset - first.offset) / first.dtype.size_bytes() + last.len;
+    if *count != spanned {
+        return Err(format!("a bucket of {spanned} elements is counted as {count}"));
+    }
+    Ok(())
+}

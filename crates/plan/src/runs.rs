@@ -1,0 +1,68 @@
+//! The order in which a Program's blocks run in a step, and which of their instructions each run executes.
+
+use crate::program::{Block, Instruction, Phase, Program, When};
+
+/// One run of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Position in [`Program::blocks`].
+    pub block: usize,
+    /// Microbatch; 0 for blocks of the rank.
+    pub microbatch: usize,
+    /// Where the microbatch's buffers lie; 0 for blocks of the rank.
+    pub slot: usize,
+    /// Whether it is the block's first of the step.
+    pub is_first: bool,
+    /// Whether it is the block's last of the step.
+    pub is_last: bool,
+}
+
+impl Run {
+    /// Whether this run executes an instruction of its block.
+    pub fn executes(&self, instruction: &Instruction) -> bool {
+        match instruction.when() {
+            When::Always => true,
+            When::FirstRun => self.is_first,
+            When::LastRun => self.is_last,
+        }
+    }
+
+    /// Positions and instructions of `block`, this run's, that it executes.
+    pub fn instructions(self, block: &Block) -> impl Iterator<Item = (usize, &Instruction)> {
+        block.instructions.iter().enumerate().filter(move |(_, instruction)| self.executes(instruction))
+    }
+}
+
+impl Program {
+    /// All runs of a step in order: what is derived from states (which a step skips if it is up to date), what comes
+    /// before the first microbatch, the actions, the update.
+    pub fn runs(&self) -> Vec<Run> {
+        let of_rank = |phase: Phase| {
+            let block = self.blocks.iter().position(|b| b.stage.is_none() && b.phase == phase);
+            block.map(|block| (block, 0, 0))
+        };
+        let of_actions = self.actions.iter().flat_map(|(action, slot)| {
+            self.blocks_of(action).map(move |block| (block, action.microbatch, *slot))
+        });
+        let order: Vec<(usize, usize, usize)> = [Phase::Derive, Phase::Begin]
+            .into_iter()
+            .filter_map(of_rank)
+            .chain(of_actions)
+            .chain(of_rank(Phase::Update))
+            .collect();
+        let mut first = vec![usize::MAX; self.blocks.len()];
+        let mut last = vec![0; self.blocks.len()];
+        for (at, (block, ..)) in order.iter().enumerate() {
+            first[*block] = first[*block].min(at);
+            last[*block] = at;
+        }
+        let run = |(at, (block, microbatch, slot)): (usize, (usize, usize, usize))| Run {
+            block,
+            microbatch,
+            slot,
+            is_first: first[block] == at,
+            is_last: last[block] == at,
+        };
+        order.into_iter().enumerate().map(run).collect()
+    }
+}

@@ -1,0 +1,215 @@
+//! One step of one rank: the loop over the runs of a Program's blocks, with what is in flight between them.
+
+use arrayvec::ArrayVec;
+use comm::{Communicator, Pending};
+use half::{bf16, f16};
+use memory::DType;
+use mesh::Axis;
+use plan::{BufferId, Collective, Instruction, Phase, Run};
+
+use crate::batch::{Batch, Destination};
+use crate::call::Call;
+use crate::error::RuntimeError;
+use crate::executor::{Bound, Executor, Prepared, StepContext, StepInput};
+use crate::profile::Sample;
+
+/// Collectives under way: the Program's limit, and one that is waited for at once.
+const IN_FLIGHT: usize = plan::IN_FLIGHT + 1;
+
+/// A step under way.
+pub(crate) struct Step<'e, 'b> {
+    executor: &'e Executor,
+    bound: &'e Bound,
+    program: usize,
+    input: &'e StepInput<'e>,
+    batch: &'b mut dyn Batch,
+    in_flight: ArrayVec<(usize, Pending<'e>), IN_FLIGHT>,
+}
+
+impl<'e, 'b> Step<'e, 'b> {
+    /// A step of program number `program`.
+    pub fn new(
+        executor: &'e Executor,
+        program: usize,
+        input: &'e StepInput<'e>,
+        batch: &'b mut dyn Batch,
+    ) -> Step<'e, 'b> {
+        let bound = &executor.programs[program];
+        Step { executor, bound, program, input, batch, in_flight: ArrayVec::new() }
+    }
+
+    /// Runs it.
+    pub fn run(mut self) -> Result<(), RuntimeError> {
+        let bound = self.bound;
+        let mut lined_up = self.executor.now(self.program).is_none();
+        for run in &bound.runs {
+            match bound.program.blocks[run.block].phase {
+                Phase::Derive if bound.derived.get() => continue,
+                Phase::Derive | Phase::Begin | Phase::Update => {}
+                _ if !lined_up => {
+                    self.executor.world.barrier()?;
+                    lined_up = true;
+                }
+                _ => {}
+            }
+            self.block(run)?;
+        }
+        bound.derived.set(true);
+        if bound.program.block(None, Phase::Update).is_some() {
+            for (other, kept) in self.executor.programs.iter().zip(&bound.keeps_derived) {
+                other.derived.set(*kept);
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, run: &Run) -> Result<(), RuntimeError> {
+        let block = &self.bound.program.blocks[run.block];
+        for (index, instruction) in run.instructions(block) {
+            let started = self.executor.now(self.program);
+            let done = self.instruction(run, index, instruction)?;
+            if let Some(start_seconds) = started {
+                let end_seconds = self.executor.now(self.program).unwrap_or(start_seconds);
+                self.executor.sample(Sample {
+                    step: self.input.step,
+                    block: run.block,
+                    index,
+                    microbatch: run.microbatch,
+                    start_seconds,
+                    end_seconds,
+                    done_seconds: done.map_or(end_seconds, |done| end_seconds - done.elapsed().as_secs_f64()),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes one instruction; says when it was done, if that was before its end.
+    fn instruction(
+        &mut self,
+        run: &Run,
+        index: usize,
+        instruction: &'e Instruction,
+    ) -> Result<Option<std::time::Instant>, RuntimeError> {
+        let (executor, bound, slot) = (self.executor, self.bound, run.slot);
+        let prepared = &bound.blocks[run.block][index];
+        match instruction {
+            Instruction::Compute { inputs, outputs, .. } => {
+                let Prepared::Kernel(kernel) = prepared else { unreachable!("bound as a kernel") };
+                let context =
+                    StepContext { seed: self.input.seed, step: self.input.step, cpu: &executor.cpu };
+                let call =
+                    Call { executor, bound, slot, microbatch: run.microbatch, context, inputs, outputs };
+                match bound.plan.narrow {
+                    DType::F64 => call.run::<f64>(kernel)?,
+                    DType::BF16 => call.run::<bf16>(kernel)?,
+                    DType::F16 => call.run::<f16>(kernel)?,
+                    _ => call.run::<f32>(kernel)?,
+                }
+            }
+            Instruction::Load { input, output } => {
+                let Prepared::Load(tiles) = prepared else { unreachable!("bound as a load") };
+                let mut region = executor.write(bound, *output, slot)?;
+                let to = match bound.program.buffer(*output).dtype {
+                    DType::I32 => Destination::I32(region.as_mut_slice()),
+                    DType::F64 => Destination::F64(region.as_mut_slice()),
+                    DType::BF16 => Destination::BF16(region.as_mut_slice()),
+                    DType::F16 => Destination::F16(region.as_mut_slice()),
+                    DType::F32 => Destination::F32(region.as_mut_slice()),
+                };
+                self.batch.load(input, &tiles[run.microbatch], to)?;
+            }
+            Instruction::Scalar { name, output } => {
+                let value = self.input.scalars.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+                let value = value.ok_or_else(|| RuntimeError::Scalar { name: name.clone() })?;
+                self.fill(*output, slot, value)?;
+            }
+            Instruction::Fill { value, output } => self.fill(*output, slot, *value)?,
+            Instruction::Start { collective, inputs, outputs, count, group, ticket, .. } => {
+                let group = &*executor.groups[&bound.program.groups[*group]];
+                let pending = self.start(group, *collective, inputs[0], outputs[0], *count, slot)?;
+                self.in_flight.push((*ticket, pending));
+            }
+            Instruction::Wait { ticket, .. } => {
+                let at = self.in_flight.iter().position(|(t, _)| t == ticket);
+                let at = at.expect("checked: it was started");
+                return Ok(Some(self.in_flight.remove(at).1.completion()?));
+            }
+            Instruction::Send { input, to, tag } => {
+                let to = bound.plan.mesh.rank(&executor.coord.at(Axis::Pp, *to));
+                let data = executor.read(bound, *input, slot)?;
+                executor.world.send(data, to, self.message(*tag, run.microbatch))?.wait()?;
+            }
+            Instruction::Recv { output, from, tag } => {
+                let from = bound.plan.mesh.rank(&executor.coord.at(Axis::Pp, *from));
+                let data = executor.write(bound, *output, slot)?;
+                executor.world.recv(data, from, self.message(*tag, run.microbatch))?.wait()?;
+            }
+            _ => {
+                let Prepared::Move(dtype) = prepared else { unreachable!("bound as a move") };
+                let microbatch = run.microbatch;
+                match dtype {
+                    DType::I32 => executor.mover::<i32>(bound, instruction, slot, microbatch)?,
+                    DType::F64 => executor.mover::<f64>(bound, instruction, slot, microbatch)?,
+                    DType::BF16 => executor.mover::<bf16>(bound, instruction, slot, microbatch)?,
+                    DType::F16 => executor.mover::<f16>(bound, instruction, slot, microbatch)?,
+                    DType::F32 => executor.mover::<f32>(bound, instruction, slot, microbatch)?,
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn fill(&self, id: BufferId, slot: usize, value: f64) -> Result<(), RuntimeError> {
+        let buffer = self.bound.program.buffer(id);
+        // Room behind the elements is filled too: gathers of flat shards may read it.
+        let span = self.executor.piece_span(self.bound, id, slot, buffer.capacity);
+        let mut region = self.executor.arena.write(span)?;
+        match buffer.dtype {
+            DType::F64 => region.as_mut_slice::<f64>().fill(value),
+            DType::BF16 => region.as_mut_slice().fill(bf16::from_f64(value)),
+            DType::F16 => region.as_mut_slice().fill(f16::from_f64(value)),
+            DType::I32 => region.as_mut_slice::<i32>().fill(value as i32),
+            DType::F32 => region.as_mut_slice::<f32>().fill(value as f32),
+        }
+        Ok(())
+    }
+
+    /// Starts a collective; a bucket is the region from its first buffer on.
+    fn start(
+        &self,
+        group: &dyn Communicator,
+        collective: Collective,
+        input: BufferId,
+        output: BufferId,
+        count: usize,
+        slot: usize,
+    ) -> Result<Pending<'e>, RuntimeError> {
+        let (executor, bound) = (self.executor, self.bound);
+        let dtype = bound.program.buffer(output).dtype;
+        let n = group.world_size();
+        let send =
+            |pieces: usize| executor.arena.read(executor.piece_span(bound, input, slot, pieces * count));
+        let recv =
+            |pieces: usize| executor.arena.write(executor.piece_span(bound, output, slot, pieces * count));
+        Ok(match collective {
+            Collective::AllReduce(reduce) => group.all_reduce(recv(1)?, dtype, operation(reduce))?,
+            Collective::ReduceScatter(reduce) => {
+                group.reduce_scatter(send(n)?, recv(1)?, dtype, operation(reduce))?
+            }
+            Collective::AllGather => group.all_gather(send(1)?, recv(n)?)?,
+            Collective::AllToAll => group.all_to_all(send(n)?, recv(n)?)?,
+        })
+    }
+
+    fn message(&self, value: u64, microbatch: usize) -> u64 {
+        (self.program as u64) << 56 | value << 24 | microbatch as u64
+    }
+}
+
+fn operation(reduce: mesh::Reduce) -> comm::Reduce {
+    match reduce {
+        mesh::Reduce::Sum => comm::Reduce::Sum,
+        mesh::Reduce::Max => comm::Reduce::Max,
+    }
+}
