@@ -7,4 +7,5 @@ mod mutants;
 mod parity;
 mod random_legal;
 mod schedules;
+mod tasks;
 mod virtual_clock;
