@@ -34,6 +34,8 @@ pub enum Command {
     Train(TrainArguments),
     /// Continue a text with a trained model, in any layout
     Generate(GenerateArguments),
+    /// Score a trained model on held-out data, beside what counting alone reaches
+    Evaluate(EvaluateArguments),
     /// Write a run's model as a directory that other programs read
     Export(ExportArguments),
     /// Compute loss, logits and every gradient of a Hugging Face checkpoint for a batch, in any layout
@@ -212,6 +214,38 @@ pub struct ExportArguments {
     #[arg(long, value_name = "D")]
     pub dtype: Option<String>,
     /// Print a report as one JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  phalanx evaluate runs/spam-1                                   on what the run held out
+  phalanx evaluate runs/spam-1 --data new.jsonl --json
+  phalanx evaluate runs/digits-1 --at-least accuracy=0.97        exit 1 if it is below
+  phalanx evaluate runs/digits-1 --data images-idx3-ubyte --labels labels-idx1-ubyte
+
+Metrics follow from the task: accuracy, precision, recall and f1 of classes or entities, bleu and chrf of texts,
+perplexity of language models. The baseline is the most frequent class, each word's most frequent tag, the source itself
+or the most frequent target, or each token's frequency, as the training data have them.")]
+pub struct EvaluateArguments {
+    /// A run's directory, or one of its checkpoints
+    #[arg(value_name = "CHECKPOINT")]
+    pub checkpoint: PathBuf,
+    /// Files in the form of those it was trained on; may be repeated [default: what the run held out]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// IDX files with the labels of images in --data
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "data")]
+    pub labels: Vec<PathBuf>,
+    /// Ranks along each axis (dp, cp, tp, pp) instead of those that trained it
+    #[arg(long, value_name = "MESH")]
+    pub mesh: Option<String>,
+    /// A bar: exit 1 if the metric is below; may be repeated
+    #[arg(long, value_name = "METRIC=VALUE", value_parser = bar)]
+    pub at_least: Vec<(String, f64)>,
+    /// Print one JSON document on stdout
     #[arg(long)]
     pub json: bool,
 }
@@ -481,6 +515,11 @@ fn non_negative(text: &str) -> Result<f64, String> {
         Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
         _ => Err("it must be a finite number of at least 0".to_owned()),
     }
+}
+
+fn bar(text: &str) -> Result<(String, f64), String> {
+    let parsed = text.split_once('=').and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
+    parsed.ok_or_else(|| "write METRIC=VALUE, as in accuracy=0.97".to_owned())
 }
 
 fn times(text: &str) -> Result<Times, String> {

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod bench_comm;
+mod evaluate;
 mod explain;
 mod export;
 mod failure;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::Gradients(arguments) => gradients::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use phalanx::{Event, Prepared, StepReport};
+use phalanx::{EvaluationReport, Event, Prepared, StepReport};
 
 use crate::output;
 
@@ -47,8 +47,10 @@ impl Progress {
             Event::Prepared(prepared) => self.prepared(&mut state, prepared),
             Event::Step(step) => state.step(step),
             Event::Evaluation(evaluation) => state.say(&format!(
-                "step {}: held-out loss {:.4}, {:.4} bits per byte",
-                evaluation.step, evaluation.validation_loss, evaluation.bits_per_byte
+                "step {}: held-out loss {:.4}{}",
+                evaluation.step,
+                evaluation.validation_loss,
+                scores(evaluation)
             )),
             Event::Checkpoint { step, dir, seconds } => {
                 state.say(&format!("step {step}: checkpoint {} ({seconds:.2} s)", dir.display()));
@@ -68,9 +70,18 @@ impl Progress {
             prepared.layout,
             arenas as f64 / f64::from(1 << 20)
         ));
+        let new = &prepared.new_parameters;
+        if !new.is_empty() {
+            state.say(&format!(
+                "{} parameters are not in the directory and start anew: {}",
+                new.len(),
+                new.join(", ")
+            ));
+        }
         state.say(&format!(
-            "{} tokens to train on, {} held out; run {} ({:.1} s to prepare)",
+            "{} {} to train on, {} held out; run {} ({:.1} s to prepare)",
             prepared.train_tokens,
+            if prepared.task == "causal-lm" { "tokens" } else { "examples" },
             prepared.heldout_tokens,
             prepared.run_dir.display(),
             prepared.seconds
@@ -94,6 +105,18 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// The metrics of an evaluation in words.
+pub fn scores(evaluation: &EvaluationReport) -> String {
+    let bits = evaluation.bits_per_byte.map(|bits| format!(", {bits:.4} bits per byte"));
+    // A text's perplexity says what its bits per byte say.
+    let metrics = evaluation.metrics.iter().filter(|_| bits.is_none());
+    let metrics = metrics.map(|(name, value)| {
+        let baseline = evaluation.baseline.as_ref().and_then(|baseline| baseline.metrics.get(name));
+        format!(", {name} {value:.4}{}", baseline.map_or(String::new(), |b| format!(" (baseline {b:.4})")))
+    });
+    bits.clone().into_iter().chain(metrics).collect()
 }
 
 impl State {

@@ -8,7 +8,7 @@ use crate::arguments::TrainArguments;
 use crate::failure::Verdict;
 use crate::output;
 use crate::place;
-use crate::progress::{Progress, duration};
+use crate::progress::{Progress, duration, scores};
 
 pub fn run(arguments: &TrainArguments) -> anyhow::Result<Verdict> {
     let steps: Vec<String> = arguments.steps.iter().map(|n| format!("train.steps={n}")).collect();
@@ -48,7 +48,7 @@ fn describe(summary: &Summary) -> String {
         summary.last_loss
     )];
     if let Some(validation) = &summary.validation {
-        let mut line = format!("held-out text: {:.4} bits per byte", validation.bits_per_byte);
+        let mut line = format!("held out: loss {:.4}{}", validation.validation_loss, scores(validation));
         if let (Some(unigram), Some(bigram)) = (summary.unigram_bits_per_byte, summary.bigram_bits_per_byte) {
             line.push_str(&format!(
                 " (unigram model {unigram:.3}, bigram model {bigram:.3}; less is better)"
@@ -66,6 +66,8 @@ fn describe(summary: &Summary) -> String {
     }
     if let Some(checkpoint) = &summary.checkpoint {
         lines.push(format!("checkpoint: {}", checkpoint.display()));
+    }
+    if let (Some(checkpoint), Some(_)) = (&summary.checkpoint, &summary.sample) {
         lines.push("continue a text with it:".to_owned());
         lines.push(format!(
             "  {} generate {} --prompt \"She was\"",

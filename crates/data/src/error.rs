@@ -108,6 +108,54 @@ pub enum DataError {
     /// An order over no samples.
     #[error("there are no samples to draw from: the data set is empty")]
     NoSamples,
+    /// A record file with an ending that says no form.
+    #[error("{}: its ending says no form of data: set `[data] format` to one of {known}", path.display())]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+        /// Forms there are.
+        known: String,
+    },
+    /// A record file without a column that is needed.
+    #[error("{}: no column `{column}`; it has {known}: name the right one in `[data] {key}`", path.display())]
+    MissingColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        column: String,
+        /// The key that names it.
+        key: &'static str,
+        /// Columns that the file has.
+        known: String,
+    },
+    /// A file that is not what it should be, at a place.
+    #[error("{}{place}: {problem}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The place in it: `:line`, or nothing.
+        place: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A tokenizer without a token that a task needs.
+    #[error("the tokenizer has no {what}: {remedy}")]
+    MissingToken {
+        /// Which token.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A sequence length that leaves no room.
+    #[error("{key} = {length} leaves no room beside {num_special} special tokens: raise it")]
+    NoRoom {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        length: usize,
+        /// Special tokens that frame a text.
+        num_special: usize,
+    },
     /// A vocabulary that cannot hold all bytes and the special tokens.
     #[error(
         "a vocabulary of {asked} is too small: a byte-level tokenizer needs at least {LEAST_VOCAB_SIZE} \

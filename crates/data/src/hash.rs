@@ -1,6 +1,7 @@
 //! Content hashes: the names of cached things. Only SHA-256 lives here; what is hashed is decided elsewhere.
 
 use std::fmt;
+use std::io::{self, Read};
 
 use sha2::{Digest, Sha256};
 
@@ -19,8 +20,23 @@ impl ContentHash {
         &self.0
     }
 
+    /// The hash of all that a reader gives, which is never held whole.
+    ///
+    /// # Errors
+    /// Whatever stops the reader.
+    pub fn of_reader(mut reader: impl Read) -> io::Result<Self> {
+        let mut hasher = Sha256::new();
+        let mut block = vec![0; 1 << 16];
+        loop {
+            match reader.read(&mut block)? {
+                0 => return Ok(Self(hasher.finalize().into())),
+                n => hasher.update(&block[..n]),
+            }
+        }
+    }
+
     /// The hash of several parts, each preceded by its length, so that no two lists of parts look the same.
-    pub(crate) fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
+    pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut hasher = Sha256::new();
         for part in parts {
             hasher.update((part.len() as u64).to_le_bytes());

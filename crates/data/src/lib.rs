@@ -8,6 +8,10 @@
 //! The way of a text:
 //! [`Tokenizer`] (train or load) → [`TokenStore`] (text files become one verified, memory-mapped file of tokens)
 //! → [`Dataset`] (numbered samples of fixed length) → [`Sampler`] (which sample comes when).
+//!
+//! The way of a task's examples: [`Rows`], [`Idx`] and [`picture`] (records and images, one at a time) → [`Framing`]
+//! (special tokens, cut to a length) → [`ExampleStore`] (one verified, memory-mapped file) → [`Order`] (which example
+//! comes when) → [`Masking`] or [`Spans`] (what is hidden, to be predicted).
 //! [`baselines`] scores the same tokens with unigram and bigram counts, the bar that a model must pass.
 //!
 //! Files are read and the cache is written; the network is never touched.
@@ -15,9 +19,16 @@
 
 mod atomic;
 mod baseline;
+mod corruption;
 mod dataset;
 mod error;
+mod example_store;
+mod framing;
 mod hash;
+mod idx;
+mod order;
+mod picture;
+mod rows;
 mod sampler;
 mod store;
 mod text;
@@ -25,10 +36,17 @@ mod token_file;
 mod tokenizer;
 
 pub use baseline::{Baselines, Score, baselines, bits_per_byte};
+pub use corruption::{Masking, Spans};
 pub use dataset::Dataset;
 pub use error::DataError;
+pub use example_store::{Column, ExampleStore, ExampleWriter};
+pub use framing::{Framed, Framing};
 pub use hash::ContentHash;
+pub use idx::Idx;
+pub use order::{ByClass, ByLength, Order};
+pub use picture::picture;
+pub use rows::{Field, Format, Row, Rows, Wanted};
 pub use sampler::{Sampler, Walk};
 pub use store::{Origin, Split, TokenStore};
 pub use text::DOCUMENT_SEPARATOR;
-pub use tokenizer::{END_OF_TEXT, LEAST_VOCAB_SIZE, PAD, Tokenizer};
+pub use tokenizer::{END_OF_TEXT, LEAST_VOCAB_SIZE, MASK, PAD, Tokenizer};

@@ -9,7 +9,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
+use tokenizers::{AddedToken, Tokenizer as HfTokenizer, TruncationDirection};
 
 use crate::{ContentHash, DataError, atomic, text};
 
@@ -17,6 +17,8 @@ use crate::{ContentHash, DataError, atomic, text};
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 /// The padding token of a tokenizer trained here; its id is 1. It is never predicted.
 pub const PAD: &str = "<|pad|>";
+/// The token that hides another in masked language models; trained tokenizers have it on request.
+pub const MASK: &str = "<|mask|>";
 /// The smallest vocabulary: 256 bytes and the two special tokens.
 pub const LEAST_VOCAB_SIZE: usize = 258;
 
@@ -24,6 +26,7 @@ pub const LEAST_VOCAB_SIZE: usize = 258;
 const START_NAMES: [&str; 6] = ["<|begin_of_text|>", "<s>", "<bos>", "[CLS]", "<|startoftext|>", END_OF_TEXT];
 const END_NAMES: [&str; 5] = ["<|end_of_text|>", "</s>", "<eos>", "[SEP]", END_OF_TEXT];
 const PAD_NAMES: [&str; 4] = [PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"];
+const MASK_NAMES: [&str; 3] = [MASK, "[MASK]", "<mask>"];
 
 /// Text is encoded in chunks of at least this size where that changes nothing.
 const CHUNK_BYTES: usize = 1 << 14;
@@ -52,6 +55,11 @@ pub struct Tokenizer {
     start: Option<u32>,
     end: Option<u32>,
     pad: Option<u32>,
+    mask: Option<u32>,
+    /// Ids of all special tokens, ascending.
+    special: Vec<u32>,
+    /// Whether the file cuts texts at their start.
+    truncates_left: bool,
     chunks_freely: bool,
 }
 
@@ -90,23 +98,49 @@ impl Tokenizer {
             let training = text::pieces(text, validation).into_iter().filter(|piece| !piece.held_out);
             training.flat_map(|piece| chunks(&text[piece.range], CHUNK_BYTES))
         });
-        Self::train_on_chunks(chunks.collect(), vocab_size)
+        Self::train_on_chunks(chunks, vocab_size, &[])
     }
 
-    fn train_on_chunks(chunks: Vec<&str>, vocab_size: usize) -> Result<Self, DataError> {
+    /// As [`train`](Self::train), on texts that are read while it runs, with more special tokens: their ids follow
+    /// that of [`PAD`].
+    ///
+    /// # Errors
+    /// As [`train`](Self::train), and the first error among the texts.
+    pub fn train_on(
+        texts: impl Iterator<Item = Result<String, DataError>> + Send,
+        vocab_size: usize,
+        more_special: &[&str],
+    ) -> Result<Self, DataError> {
+        if vocab_size < LEAST_VOCAB_SIZE + more_special.len() {
+            return Err(DataError::VocabTooSmall { asked: vocab_size });
+        }
+        choose_threads(usize::MAX);
+        let mut failure = None;
+        let good = texts.map_while(|text| text.map_err(|error| failure = Some(error)).ok());
+        let trained = Self::train_on_chunks(good, vocab_size, more_special);
+        failure.map_or(trained, Err)
+    }
+
+    fn train_on_chunks<S: AsRef<str> + Send>(
+        chunks: impl Iterator<Item = S> + Send,
+        vocab_size: usize,
+        more_special: &[&str],
+    ) -> Result<Self, DataError> {
         let failed = |error: tokenizers::Error| DataError::TokenizerTraining { reason: error.to_string() };
         let mut inner = HfTokenizer::new(BPE::default());
         inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
         inner.with_post_processor(Some(ByteLevel::new(false, false, true)));
         inner.with_decoder(Some(ByteLevel::new(false, true, true)));
+        let special = [END_OF_TEXT, PAD];
+        let special = special.iter().chain(more_special);
         let mut trainer: TrainerWrapper = BpeTrainer::builder()
             .vocab_size(vocab_size)
             .show_progress(false)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens([END_OF_TEXT, PAD].map(|name| AddedToken::from(name, true)).to_vec())
+            .special_tokens(special.map(|name| AddedToken::from(*name, true)).collect())
             .build()
             .into();
-        inner.train(&mut trainer, chunks.into_iter()).map_err(failed)?;
+        inner.train(&mut trainer, chunks).map_err(failed)?;
         let json = inner.to_string(true).map_err(failed)?;
         Self::from_json(json).map_err(|reason| DataError::TokenizerTraining { reason })
     }
@@ -145,6 +179,7 @@ impl Tokenizer {
         // The library panics on broken JSON inside some parts of the file: check the grammar first.
         serde_json::from_str::<serde_json::Value>(&json).map_err(|error| error.to_string())?;
         let mut inner: HfTokenizer = json.parse().map_err(|error: tokenizers::Error| error.to_string())?;
+        let truncates_left = inner.get_truncation().is_some_and(|t| t.direction == TruncationDirection::Left);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| error.to_string())?;
         inner.set_encode_special_tokens(true);
@@ -166,12 +201,27 @@ impl Tokenizer {
             names.iter().find_map(id_of)
         };
         let (start, end, pad) = (find(&START_NAMES), find(&END_NAMES), find(&PAD_NAMES));
+        let mask = find(&MASK_NAMES);
+        let mut special: Vec<u32> = added.iter().filter(|(_, t)| t.special).map(|(&id, _)| id).collect();
+        special.sort_unstable();
         let byte_level = matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(byte_level))
             if byte_level.use_regex && !byte_level.add_prefix_space);
         let chunks_freely =
             byte_level && inner.get_normalizer().is_none() && added.values().all(|token| token.special);
         let hash = ContentHash::of(json.as_bytes());
-        Ok(Self { inner, json, hash, vocab_size, start, end, pad, chunks_freely })
+        Ok(Self {
+            inner,
+            json,
+            hash,
+            vocab_size,
+            start,
+            end,
+            pad,
+            mask,
+            special,
+            truncates_left,
+            chunks_freely,
+        })
     }
 
     /// Saves as `tokenizer.json`; a loaded file is saved byte for byte.
@@ -243,6 +293,31 @@ impl Tokenizer {
     /// The padding token, if the vocabulary has one.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad
+    }
+
+    /// The token that hides another, if the vocabulary has one.
+    pub fn mask_id(&self) -> Option<u32> {
+        self.mask
+    }
+
+    /// Whether a token is a special one.
+    pub fn is_special(&self, token: u32) -> bool {
+        self.special.binary_search(&token).is_ok()
+    }
+
+    /// T5's sentinels `<extra_id_0>`, `<extra_id_1>`... as far as the vocabulary has them.
+    pub fn sentinels(&self) -> Vec<u32> {
+        (0..).map_while(|i| self.inner.token_to_id(&format!("<extra_id_{i}>"))).collect()
+    }
+
+    /// Whether the file says that texts are cut at their start.
+    pub(crate) fn truncates_left(&self) -> bool {
+        self.truncates_left
+    }
+
+    /// The library's form of it.
+    pub(crate) fn library(&self) -> &HfTokenizer {
+        &self.inner
     }
 
     /// The hash of `tokenizer.json` as [`save`](Self::save) writes it.

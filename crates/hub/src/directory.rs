@@ -35,6 +35,17 @@ impl Directory {
         Ok(Directory { dir: dir.to_path_buf(), config, weights, task, table })
     }
 
+    /// The same model with a classifier for other labels, which starts anew.
+    ///
+    /// # Errors
+    /// A family or a task without labels, or a single label.
+    pub fn relabelled(mut self, names: Vec<String>) -> Result<Directory, HubError> {
+        self.config.set_labels(names);
+        self.table = Table::new(&self.config, self.task)?;
+        self.table.renew_classifier();
+        Ok(self)
+    }
+
     /// Finds every parameter.
     ///
     /// # Errors

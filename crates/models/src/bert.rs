@@ -128,4 +128,8 @@ impl Model for Bert {
             _ => Forward { outputs: vec![("logits", logits)], loss: given.labels.then(|| loss(g, logits)) },
         }
     }
+
+    fn num_layers(&self) -> usize {
+        self.encoder.num_layers
+    }
 }

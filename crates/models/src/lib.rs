@@ -23,7 +23,7 @@ pub use encoder::Encoder;
 pub use optimizer::{Optimizer, OptimizerKind};
 pub use parts::Widths;
 pub use pointwise::Activation;
-pub use step::{Precision, Step, evaluate_step, next_token_step, train_step};
+pub use step::{Precision, Step, evaluate_step, next_target_step, next_token_step, train_step};
 pub use t5::{FeedForward, T5};
 pub use task::{Forward, Given, Loss, Model, gradients_step, logits_step};
 pub use vit::Vit;

@@ -4,7 +4,8 @@ use graph::{Graph, GraphError, Op, Place, Recompute, Role, StateKind, ValueId, V
 
 use crate::decoder::{Decoder, Inputs};
 use crate::optimizer::{Optimizer, stack};
-use crate::task::{Given, Loss, Model};
+use crate::t5::T5;
+use crate::task::{Forward, Given, Model};
 
 /// Extents of a step, over all ranks and microbatches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,25 +29,24 @@ pub enum Precision {
     Scaled,
 }
 
-fn forward(model: &Decoder, g: &mut Graph, step: Step) -> Loss {
-    let given = Given { key_index: false, labels: true };
-    model.forward(g, step, &given).loss.expect("labels are given")
-}
-
 /// Forward, backward and update. Outputs: `statistics` (`[loss sum, number of tokens, squared norms...]`), `grad_norm`,
 /// `gradient:NAME` of every parameter and `embedding_gradient`, both of the loss summed over tokens.
 ///
 /// # Errors
 /// If the model has an operation without derivative.
+///
+/// # Panics
+/// If no labels are given, or the model's head has no loss.
 pub fn train_step(
-    model: &Decoder,
+    model: &dyn Model,
     optimizer: &Optimizer,
     step: Step,
+    given: &Given,
     recompute: Recompute,
     precision: Precision,
 ) -> Result<Graph, GraphError> {
     let mut g = Graph::new();
-    let loss = forward(model, &mut g, step);
+    let loss = model.forward(&mut g, step, given).loss.expect("training needs labels");
     let leaves: Vec<ValueId> =
         g.states().filter(|(_, s)| s.kind == StateKind::Parameter).map(|(v, _)| v).collect();
     // Seeding with ones gives gradients of the sum; the update divides by the number of tokens of the whole step.
@@ -56,7 +56,7 @@ pub fn train_step(
     let seed = if scaled { g.scalar("loss_scale", &dims) } else { g.fill("loss.seed", 1.0, &dims) };
     let cotangents = graph::vjp(&mut g, loss.nll, seed, &leaves)?;
     graph::assign_backward_roles(&mut g, &cotangents);
-    graph::recompute(&mut g, recompute, 1..model.num_layers + 1);
+    graph::recompute(&mut g, recompute, 1..model.num_layers() + 1);
     if let Some(d_embedding) = g.stream().first().and_then(|v| cotangents.values.get(v)) {
         g.mark_output("embedding_gradient", *d_embedding);
     }
@@ -66,13 +66,48 @@ pub fn train_step(
     Ok(g)
 }
 
-/// Loss of a batch without training. Output: `statistics` (`[loss sum, number of tokens]`).
-pub fn evaluate_step(model: &Decoder, step: Step, precision: Precision) -> Graph {
+/// Loss of a batch without training. Outputs: `statistics` (`[loss sum, number of tokens]`) and, if `with_logits`,
+/// `logits`, on every rank.
+///
+/// # Panics
+/// As for [`train_step`].
+pub fn evaluate_step(
+    model: &dyn Model,
+    step: Step,
+    given: &Given,
+    with_logits: bool,
+    precision: Precision,
+) -> Graph {
     let mut g = Graph::new();
-    let loss = forward(model, &mut g, step);
+    let Forward { outputs, loss } = model.forward(&mut g, step, given);
+    let loss = loss.expect("an evaluation needs labels");
+    if with_logits {
+        share_logits(&mut g, outputs[0].1);
+    }
     stack(&mut g, &[loss.sum, loss.num_tokens]);
     mix(&mut g, precision);
     g
+}
+
+/// Scores of the token behind one position of each target of an encoder-decoder. The input `select` `[batch,
+/// target_seq]` is 1 at that position and 0 elsewhere. Output: `logits` `[batch, vocab]`, on every rank.
+pub fn next_target_step(model: &T5, step: Step, given: &Given, precision: Precision) -> Graph {
+    let mut g = Graph::new();
+    let Forward { outputs, .. } = model.forward(&mut g, step, &Given { labels: false, ..*given });
+    let logits = outputs[0].1;
+    let rows = g.value(logits).dims[..2].to_vec();
+    let select = g.input("select", &rows, ValueType::Float);
+    let chosen = g.weighted_sum("head.chosen", logits, select);
+    share_logits(&mut g, chosen);
+    mix(&mut g, precision);
+    g
+}
+
+fn share_logits(g: &mut Graph, logits: ValueId) {
+    g.set_role(Role::Update);
+    g.set_place(Place::Everywhere);
+    let shared = g.elementwise(Op::Share, "head.shared", &[logits]);
+    g.mark_output("logits", shared);
 }
 
 /// Logits of the next token after one position of each sequence. The input `select` is 1 at that position and 0
@@ -89,10 +124,7 @@ pub fn next_token_step(model: &Decoder, step: Step, precision: Precision) -> Gra
     let x = model.final_norm(&mut g, x);
     let chosen = g.weighted_sum("head.chosen", x, select);
     let logits = model.logits(&mut g, &d, chosen, table, &[d.batch, d.vocab]);
-    g.set_role(Role::Update);
-    g.set_place(Place::Everywhere);
-    let shared = g.elementwise(Op::Share, "head.shared", &[logits]);
-    g.mark_output("logits", shared);
+    share_logits(&mut g, logits);
     mix(&mut g, precision);
     g
 }

@@ -193,4 +193,8 @@ impl Model for T5 {
         });
         Forward { outputs: vec![("logits", logits)], loss: given.labels.then(|| loss(g, logits)) }
     }
+
+    fn num_layers(&self) -> usize {
+        self.num_layers + self.num_decoder_layers
+    }
 }

@@ -39,6 +39,9 @@ pub struct Forward {
 pub trait Model: Sync {
     /// Writes the forward pass.
     fn forward(&self, g: &mut Graph, step: Step, given: &Given) -> Forward;
+
+    /// Its layers, those of encoder and decoder together.
+    fn num_layers(&self) -> usize;
 }
 
 impl Model for Decoder {
@@ -53,6 +56,10 @@ impl Model for Decoder {
         let x = self.final_norm(g, x);
         let logits = self.logits(g, &d, x, table, &[d.batch, d.seq, d.vocab]);
         Forward { outputs: vec![("logits", logits)], loss: given.labels.then(|| loss(g, logits)) }
+    }
+
+    fn num_layers(&self) -> usize {
+        self.num_layers
     }
 }
 

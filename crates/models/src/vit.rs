@@ -58,4 +58,8 @@ impl Model for Vit {
         });
         Forward { outputs: vec![("logits", logits)], loss: given.labels.then(|| loss(g, logits)) }
     }
+
+    fn num_layers(&self) -> usize {
+        self.encoder.num_layers
+    }
 }

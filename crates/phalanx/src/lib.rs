@@ -57,6 +57,7 @@
 
 pub use ::train::TrainError;
 pub use ::train::config::{Config, ConfigError, Precision};
+pub use ::train::evaluate::{Baseline, EvaluateOptions, EvaluateReport, evaluate};
 pub use ::train::explain::{
     Communication, Explanation, ParameterPlacement, RankBytes, StageListing, explain, listing,
 };

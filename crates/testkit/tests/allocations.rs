@@ -49,8 +49,8 @@ fn after_the_first_steps_nothing_is_allocated() {
         ["dp=2,tp=2;num_microbatches=2", "pp=2,cp=2;zero=3", "dp=2,tp=2;sequence=true;zero=2;recompute=full"]
     {
         let config = Small { num_layers: 2, batch: 8, ..Small::default() }.layout(layout);
-        let decoder = assemble::decoder(&config, None).unwrap();
-        let stepper = assemble::training(&config, &decoder).unwrap();
+        let built = assemble::model(&config, None).unwrap();
+        let stepper = assemble::training(&config, &built).unwrap();
         ranks::run(stepper.plan.mesh.world_size(), Duration::from_secs(60), |world| {
             let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(mesh::Axis::Pp);
             let program = stepper.shared(pipeline_rank, &Chooser::Policy, false)?;
@@ -59,7 +59,8 @@ fn after_the_first_steps_nothing_is_allocated() {
             assert_eq!(executor.arena_bytes(), reserved, "what was said beforehand is what is reserved");
             executor.initialise(&stepper.graph, 1)?;
             for step in 1..=4 {
-                let mut batch = Synthetic { seed: 1, step, vocab_size: decoder.vocab_size };
+                let mut batch =
+                    Synthetic { seed: 1, step, vocab_size: built.vocab_size, num_classes: built.num_classes };
                 let scalars = [("lr", 1e-3), ("step", step as f64)];
                 // The pool of message buffers settles in the first steps.
                 COUNTING.with(|c| c.set(step > 2));

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use graph::Graph;
 use memory::DType;
-use models::{Decoder, Step};
+use models::{Decoder, Model, Step};
 use plan::{Chooser, Parallel, Plan, Program};
 
-use crate::config::{Config, Context, Family, InstructionSet, Optimizer, Precision, Recompute};
+use crate::config::{Config, Context, Family, InstructionSet, Optimizer, Precision, Recompute, Task};
+use crate::describe::{Facts, describe};
 use crate::error::TrainError;
+use crate::explain::Sizes;
 use crate::pretrained;
 
 /// What one kind of step is: its graph and how it is divided.
@@ -62,7 +64,7 @@ pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decode
             return Err(data::DataError::VocabMismatch { cached: tokens, vocab_size }.into());
         }
         let decoder = Decoder { dropout: model.dropout, ..decoder };
-        crate::explain::check_size(config, &decoder)?;
+        crate::explain::check_size(config, &Sizes::of_decoder(&decoder, config.data.sequence_length))?;
         return Ok(decoder);
     }
     let vocab_size = model.vocab_size.or(tokenizer_vocab).ok_or_else(|| TrainError::Missing {
@@ -73,6 +75,13 @@ pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decode
         family: match model.family {
             Family::Gpt2 => models::Family::Gpt2,
             Family::Llama => models::Family::Llama,
+            other => {
+                return Err(TrainError::Unsupported {
+                    key: "model.family",
+                    value: other.to_string(),
+                    remedy: "this needs a decoder: gpt2 or llama",
+                });
+            }
         },
         num_layers: model.num_layers,
         embed: model.embed,
@@ -89,7 +98,7 @@ pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decode
         variant: models::Variant::default(),
     };
     decoder.check(config.data.sequence_length)?;
-    crate::explain::check_size(config, &decoder)?;
+    crate::explain::check_size(config, &Sizes::of_decoder(&decoder, config.data.sequence_length))?;
     Ok(decoder)
 }
 
@@ -201,12 +210,93 @@ fn optimizer(config: &Config) -> models::Optimizer {
     }
 }
 
+/// The model that a configuration trains, with what its steps need to know.
+pub struct Built {
+    /// As it is trained.
+    pub model: Box<dyn Model>,
+    /// The same without dropout.
+    pub evaluated: Box<dyn Model>,
+    /// What it is, if it is no decoder.
+    pub description: Option<hub::Config>,
+    /// What a checkpoint says of it.
+    pub saved: serde_json::Value,
+    /// Positions of a sequence.
+    pub sequence_length: usize,
+    /// Inputs beside those that it always reads.
+    pub given: models::Given,
+    /// Ids that its inputs and targets are below: tokens, or labels where it reads none.
+    pub vocab_size: usize,
+    /// Classes of its targets.
+    pub num_classes: usize,
+}
+
+/// The model of a configuration's task; `tokenizer_vocab` as for [`decoder`]. The labels of a classifier are those that
+/// its description or `model.num_labels` says.
+///
+/// # Errors
+/// As [`decoder`]; a task without a loss.
+pub fn model(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Built, TrainError> {
+    if config.task == Task::CausalLm {
+        let decoder = decoder(config, tokenizer_vocab)?;
+        return Ok(Built {
+            saved: crate::saving::model(&decoder),
+            sequence_length: config.data.sequence_length,
+            given: models::Given { key_index: false, labels: true },
+            vocab_size: decoder.vocab_size,
+            num_classes: decoder.vocab_size,
+            description: None,
+            evaluated: Box::new(Decoder { dropout: 0.0, ..decoder.clone() }),
+            model: Box::new(decoder),
+        });
+    }
+    let description = match pretrained::describe(config)? {
+        Some(description) => description,
+        None => describe(config, &Facts { vocab_size: tokenizer_vocab, ..Facts::default() })?,
+    };
+    of_description(config, description)
+}
+
+/// The model of a description for a configuration's task.
+fn of_description(config: &Config, description: hub::Config) -> Result<Built, TrainError> {
+    if config.task == Task::Embed {
+        return Err(TrainError::Unsupported {
+            key: "task",
+            value: "\"embed\"".to_owned(),
+            remedy: "embeddings have no loss to train with; train masked-lm or classify, and read embeddings with \
+                     `phalanx gradients --task embed`",
+        });
+    }
+    let (length, target_length) = (config.data.sequence_length, config.data.resolved_target_length());
+    let num_labels = description.labels().map_or(0, |labels| labels.names.len());
+    let too_long = |max_positions| models::ModelError::Positions { sequence_length: length, max_positions };
+    let (sequence_length, vocab_size) = match &description.family {
+        hub::Family::Bert(c) if length > c.max_positions => return Err(too_long(c.max_positions).into()),
+        hub::Family::Bert(c) => (length, c.vocab_size),
+        hub::Family::T5(c) => (length, c.vocab_size),
+        hub::Family::Vit(c) => (c.num_patches() + 1, num_labels),
+        other => unreachable!("{} is a decoder", other.model_type()),
+    };
+    crate::explain::check_size(config, &Sizes::of(&description, sequence_length))?;
+    let build = |dropout| pretrained::model(&description, config.task, target_length, dropout);
+    let saved = description.to_json(config.task, hub::StoredType::F32);
+    Ok(Built {
+        model: build(config.model.dropout)?,
+        evaluated: build(0.0)?,
+        saved: serde_json::from_str(&saved).unwrap_or_default(),
+        given: models::Given { key_index: config.task != Task::ImageClassify, labels: true },
+        num_classes: if config.task.has_labels() { num_labels } else { vocab_size },
+        sequence_length,
+        vocab_size,
+        description: Some(description),
+    })
+}
+
 /// The training step.
 ///
 /// # Errors
 /// Whatever cannot be divided as asked.
-pub fn training(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainError> {
-    let step = Step { batch: config.train.batch, sequence_length: config.data.sequence_length };
+pub fn training(config: &Config, built: &Built) -> Result<Stepper, TrainError> {
+    let step = Step { batch: config.train.batch, sequence_length: built.sequence_length };
     let parallel = parallel(config)?;
     if parallel.num_microbatches * parallel.dp > step.batch {
         return Err(plan::PlanError::TooManyMicrobatches {
@@ -217,21 +307,54 @@ pub fn training(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainErro
         .into());
     }
     let types = types(config);
-    let graph = models::train_step(decoder, &optimizer(config), step, recompute(config), types.precision)?;
+    let graph = models::train_step(
+        &*built.model,
+        &optimizer(config),
+        step,
+        &built.given,
+        recompute(config),
+        types.precision,
+    )?;
     stepper(graph, &parallel, &types)
 }
 
-/// The evaluation step: the loss without dropout, one microbatch, with as many sequences as a training microbatch.
+/// Sequences of an evaluation step: as many as a training microbatch has.
+pub fn evaluation_batch(config: &Config) -> usize {
+    config.train.batch.div_ceil(config.parallel.num_microbatches)
+}
+
+/// The evaluation step: the loss without dropout, in one microbatch, and the scores of every class where metrics need
+/// them.
 ///
 /// # Errors
 /// As for training.
-pub fn evaluation(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainError> {
+pub fn evaluation(config: &Config, built: &Built) -> Result<Stepper, TrainError> {
     let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
-    let batch = config.train.batch.div_ceil(config.parallel.num_microbatches);
-    let step = Step { batch, sequence_length: config.data.sequence_length };
+    let step = Step { batch: evaluation_batch(config), sequence_length: built.sequence_length };
     let types = types(config);
-    let graph = models::evaluate_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step, types.precision);
+    let with_logits = config.task.has_labels();
+    let graph = models::evaluate_step(&*built.evaluated, step, &built.given, with_logits, types.precision);
     stepper(graph, &parallel, &types)
+}
+
+/// All steps that a run of the configuration takes: training, evaluation and, for text to text, the next token of each
+/// target.
+///
+/// # Errors
+/// As for training.
+pub fn steps(config: &Config, built: &Built) -> Result<Vec<Stepper>, TrainError> {
+    let mut steps = vec![training(config, built)?, evaluation(config, built)?];
+    if let (Task::Seq2Seq, Some(hub::Family::T5(c))) =
+        (config.task, built.description.as_ref().map(|description| &description.family))
+    {
+        let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
+        let step = Step { batch: evaluation_batch(config), sequence_length: built.sequence_length };
+        let types = types(config);
+        let t5 = pretrained::t5(c, config.data.resolved_target_length());
+        let graph = models::next_target_step(&t5, step, &built.given, types.precision);
+        steps.push(stepper(graph, &parallel, &types)?);
+    }
+    Ok(steps)
 }
 
 /// The step that only looks: gradients if the batch has labels, else logits alone.

@@ -1,4 +1,4 @@
-//! A run's configuration: the tables `model`, `data`, `parallel` and `train`, read from a TOML file and
+//! A run's configuration: the task, and the tables `model`, `data`, `parallel` and `train`, read from a TOML file and
 //! the command line, checked as far as the text alone allows. What the values do, files named in it
 //! and the environment are known elsewhere.
 //!
@@ -22,17 +22,19 @@ mod model;
 mod names;
 mod parallel;
 mod source;
+mod task;
 mod train;
 mod value;
 mod write;
 
-pub use data::Data;
+pub use data::{Data, Sampling};
 pub use error::ConfigError;
 pub use layout::{parse_layout, parse_mesh};
 pub use model::{Family, Model};
 pub use names::Name;
 pub use parallel::{Context, InstructionSet, MeshSizes, Parallel, Recompute};
 pub use source::Source;
+pub use task::Task;
 pub use train::{LrSchedule, Optimizer, Precision, Train};
 
 /// A checked configuration. `None` stands for a default that needs more than the text to resolve.
@@ -40,9 +42,11 @@ pub use train::{LrSchedule, Optimizer, Precision, Train};
 pub struct Config {
     /// The configuration file's name without its extension; names the run's directory.
     pub name: String,
+    /// What the model is trained to do.
+    pub task: Task,
     /// What is trained.
     pub model: Model,
-    /// On which text.
+    /// On which data.
     pub data: Data,
     /// How it is split across ranks.
     pub parallel: Parallel,

@@ -29,6 +29,9 @@ pub enum TrainError {
     /// A Hugging Face directory, or another file of its formats.
     #[error(transparent)]
     Hub(Box<hub::HubError>),
+    /// Predictions and references that do not belong together.
+    #[error(transparent)]
+    Metric(#[from] metrics::MetricError),
     /// A task that nobody knows.
     #[error("--task {name} is no task; tasks are {known}")]
     Task {

@@ -9,6 +9,7 @@ mod table;
 use std::collections::BTreeMap;
 
 use graph::{Dim, Graph, StateKind};
+use hub::Family;
 use memory::DType;
 use mesh::Axis;
 use models::Decoder;
@@ -17,9 +18,9 @@ use runtime::RankMemory;
 use serde::Serialize;
 
 use crate::assemble::{self, Stepper};
-use crate::config::Config;
+use crate::config::{Config, Task};
+use crate::corpus;
 use crate::error::TrainError;
-use crate::text;
 
 pub use communication::Communication;
 pub use listing::{StageListing, listing};
@@ -102,32 +103,25 @@ pub struct ParameterPlacement {
     pub stages: Vec<usize>,
 }
 
-/// The Programs that a training run binds.
-pub(crate) struct Steps {
-    pub training: Stepper,
-    pub evaluation: Stepper,
-}
+/// The steps that a training run binds, training first.
+pub(crate) struct Steps(Vec<Stepper>);
 
 impl Steps {
     fn new(config: &Config) -> Result<Steps, TrainError> {
-        let decoder = assemble::decoder(config, vocabulary(config)?)?;
-        let (training, evaluation) =
-            (assemble::training(config, &decoder)?, assemble::evaluation(config, &decoder)?);
-        Ok(Steps { training, evaluation })
+        Ok(Steps(assemble::steps(config, &assemble::model(config, vocabulary(config)?)?)?))
     }
 
     /// The Programs of one pipeline rank.
-    fn programs(&self, pipeline_rank: usize) -> Result<[Program; 2], TrainError> {
-        let program = |stepper: &Stepper| stepper.program(pipeline_rank, &Chooser::Policy, false);
-        Ok([program(&self.training)?, program(&self.evaluation)?])
+    fn programs(&self, pipeline_rank: usize) -> Result<Vec<Program>, TrainError> {
+        self.0.iter().map(|stepper| stepper.program(pipeline_rank, &Chooser::Policy, false)).collect()
     }
 
     /// `work` on the Programs of every pipeline rank, in their order, on as many threads as the machine has.
     fn for_each_stage<T: Send>(
         &self,
-        work: impl Fn(usize, [Program; 2]) -> T + Sync,
+        work: impl Fn(usize, Vec<Program>) -> T + Sync,
     ) -> Result<Vec<T>, TrainError> {
-        let num_stages = self.training.plan.mesh.size(Axis::Pp);
+        let num_stages = self.0[0].plan.mesh.size(Axis::Pp);
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from).min(num_stages);
         let mut all: BTreeMap<usize, T> = BTreeMap::new();
         std::thread::scope(|scope| {
@@ -155,10 +149,10 @@ impl Steps {
 /// Whatever cannot be divided as asked. Text and tokenizer are opened only if they decide the vocabulary.
 pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
     let steps = Steps::new(config)?;
-    let (graph, plan) = (&steps.training.graph, &steps.training.plan);
-    let stages = steps.for_each_stage(|stage, [training, evaluation]| {
-        let programs = [(plan, &training), (&steps.evaluation.plan, &evaluation)];
-        (memory_of(stage, &programs, config.parallel.threads_per_rank), communication::of(plan, &training))
+    let (graph, plan) = (&steps.0[0].graph, &steps.0[0].plan);
+    let stages = steps.for_each_stage(|stage, programs| {
+        let bound: Vec<(&Plan, &Program)> = steps.0.iter().map(|s| &s.plan).zip(&programs).collect();
+        (memory_of(stage, &bound, config.parallel.threads_per_rank), communication::of(plan, &programs[0]))
     })?;
     let (memory, traffic): (Vec<RankBytes>, Vec<_>) = stages.into_iter().unzip();
     let world_size = plan.mesh.world_size();
@@ -259,9 +253,60 @@ fn vocabulary(config: &Config) -> Result<Option<usize>, TrainError> {
         return Ok(None); // the directory's config.json says it
     }
     match (&config.model.vocab_size, &config.data.tokenizer, config.data.tokenizer_vocab) {
+        _ if config.model.described.is_some() || config.task == Task::ImageClassify => Ok(None),
         (Some(_), ..) | (None, None, None) => Ok(None),
         (None, Some(path), _) => Ok(Some(data::Tokenizer::load(path)?.vocab_size())),
-        (None, None, Some(_)) => Ok(Some(text::tokenizer(config)?.vocab_size())),
+        (None, None, Some(_)) => Ok(Some(corpus::tokenizer(config)?.vocab_size())),
+    }
+}
+
+/// The sizes that a model's memory follows from.
+pub(crate) struct Sizes {
+    num_layers: usize,
+    embed: usize,
+    num_heads: usize,
+    head_dim: usize,
+    mlp: usize,
+    vocab_size: usize,
+    max_positions: usize,
+    sequence_length: usize,
+}
+
+impl Sizes {
+    /// Of a decoder on sequences of a length.
+    pub fn of_decoder(decoder: &Decoder, sequence_length: usize) -> Sizes {
+        Sizes {
+            num_layers: decoder.num_layers,
+            embed: decoder.embed,
+            num_heads: decoder.num_heads,
+            head_dim: decoder.head_dim,
+            mlp: decoder.mlp,
+            vocab_size: decoder.vocab_size,
+            max_positions: decoder.max_positions,
+            sequence_length,
+        }
+    }
+
+    /// Of an encoder or encoder-decoder on sequences of a length.
+    pub fn of(description: &hub::Config, sequence_length: usize) -> Sizes {
+        let [num_layers, embed, num_heads, head_dim, mlp, vocab_size, max_positions] =
+            match &description.family {
+                Family::Bert(c) => {
+                    let head_dim = c.embed / c.num_heads.max(1);
+                    [c.num_layers, c.embed, c.num_heads, head_dim, c.mlp, c.vocab_size, c.max_positions]
+                }
+                Family::Vit(c) => {
+                    let head_dim = c.embed / c.num_heads.max(1);
+                    let patch = c.num_channels * c.patch_size[0] * c.patch_size[1];
+                    [c.num_layers, c.embed, c.num_heads, head_dim, c.mlp, patch, c.num_patches() + 1]
+                }
+                Family::T5(c) => {
+                    let num_layers = c.num_layers + c.num_decoder_layers;
+                    [num_layers, c.embed, c.num_heads, c.head_dim, c.mlp, c.vocab_size, c.num_buckets]
+                }
+                other => unreachable!("{} is described by its own keys", other.model_type()),
+            };
+        Sizes { num_layers, embed, num_heads, head_dim, mlp, vocab_size, max_positions, sequence_length }
     }
 }
 
@@ -270,34 +315,34 @@ fn vocabulary(config: &Config) -> Result<Option<usize>, TrainError> {
 ///
 /// # Errors
 /// [`TrainError::Unsupported`], naming the key.
-pub fn check_size(config: &Config, decoder: &Decoder) -> Result<(), TrainError> {
+pub(crate) fn check_size(config: &Config, sizes: &Sizes) -> Result<(), TrainError> {
     let refuse = |key: &'static str, value: String, remedy: &'static str| {
         Err(TrainError::Unsupported { key, value, remedy })
     };
-    if decoder.num_layers > MAX_LAYERS {
-        return refuse("model.num_layers", decoder.num_layers.to_string(), "use at most 65536 layers");
+    if sizes.num_layers > MAX_LAYERS {
+        return refuse("model.num_layers", sizes.num_layers.to_string(), "use at most 65536 layers");
     }
     for (key, extent) in
-        [("train.batch", config.train.batch), ("data.sequence_length", config.data.sequence_length)]
+        [("train.batch", config.train.batch), ("data.sequence_length", sizes.sequence_length)]
     {
         if extent > MAX_EXTENT {
             return refuse(key, extent.to_string(), "use at most 67108864");
         }
     }
     let wide = |n: usize| n as u128;
-    let layers = wide(decoder.num_layers);
-    let heads = wide(decoder.num_heads).saturating_mul(wide(decoder.head_dim));
-    let widest = heads.max(wide(decoder.mlp)).max(wide(decoder.embed));
+    let layers = wide(sizes.num_layers);
+    let heads = wide(sizes.num_heads).saturating_mul(wide(sizes.head_dim));
+    let widest = heads.max(wide(sizes.mlp)).max(wide(sizes.embed));
     let product = |factors: &[u128]| factors.iter().fold(1u128, |p, f| p.saturating_mul(*f));
-    let (embed, vocab) = (wide(decoder.embed), wide(decoder.vocab_size));
+    let (embed, vocab) = (wide(sizes.embed), wide(sizes.vocab_size));
     // Weights, gradients and moments; at most four matrices of a width beside the embedding's in each block.
     let states = product(&[4, 8, embed, product(&[8, layers, widest]) + product(&[2, vocab])]);
-    let positions = product(&[32, embed, wide(decoder.max_positions)]);
+    let positions = product(&[32, embed, wide(sizes.max_positions)]);
     if states.saturating_add(positions) > MAX_TOTAL_BYTES {
-        let value = format!("{} (with {} layers)", decoder.embed, decoder.num_layers);
+        let value = format!("{} (with {} layers)", sizes.embed, sizes.num_layers);
         return refuse("model.embed", value, "its weights would not fit 64-bit addresses: use smaller sizes");
     }
-    let tokens = product(&[wide(config.train.batch), wide(config.data.sequence_length)]);
+    let tokens = product(&[wide(config.train.batch), wide(sizes.sequence_length)]);
     let activations = product(&[8, tokens, product(&[64, layers, widest]) + product(&[8, vocab])]);
     if activations > MAX_TOTAL_BYTES {
         let value = format!("{} (x {} tokens)", config.train.batch, config.data.sequence_length);

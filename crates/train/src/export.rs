@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hub::{Config as Description, Directory, Export, Family, HubError, Parameter, StoredType, Table, Task};
+use hub::{Config as Description, Directory, Export, Family, HubError, Parameter, StoredType, Table};
 use models::Decoder;
 use serde::Serialize;
 
@@ -107,14 +107,21 @@ fn export_directory(from: &Path, out: &Path, dtype: Option<StoredType>) -> Resul
 
 fn export_run(from: &Path, out: &Path, dtype: Option<StoredType>) -> Result<ExportReport, TrainError> {
     let checkpoint = Checkpoint::open_verified(from)?;
-    let (config, tokenizer) = saving::carried(&checkpoint)?;
-    let decoder = assemble::decoder(&config, Some(tokenizer.vocab_size()))?;
-    checkpoint.check_model(&saving::model(&decoder))?;
-    let description = match pretrained::describe(&config)? {
-        Some(description) => description,
-        None => describe(&decoder, &tokenizer)?,
+    let (config, tokenizer) = saving::carried_any(&checkpoint)?;
+    let built = assemble::model(&config, tokenizer.as_ref().map(data::Tokenizer::vocab_size))?;
+    checkpoint.check_model(&built.saved)?;
+    let described = match built.description {
+        Some(description) => Some(description),
+        None => pretrained::describe(&config)?,
     };
-    let task = Task::CausalLm;
+    let description = match (described, &tokenizer) {
+        (Some(description), _) => description,
+        (None, Some(tokenizer)) => {
+            describe(&assemble::decoder(&config, Some(tokenizer.vocab_size()))?, tokenizer)?
+        }
+        (None, None) => unreachable!("a model of images is described"),
+    };
+    let task = config.task;
     let table = Table::new(&description, task)?;
     let saved = table.parameters().first().map(|p| checkpoint.tensor(&p.name)).transpose()?;
     let master = if saved.is_some_and(|t| t.dtype == DType::F64) { StoredType::F64 } else { StoredType::F32 };
@@ -129,8 +136,10 @@ fn export_run(from: &Path, out: &Path, dtype: Option<StoredType>) -> Result<Expo
         companions: source,
     };
     export.write(out, |parameter: &Parameter| whole(&checkpoint, &parameter.name))?;
-    let path = out.join(TOKENIZER_FILE);
-    std::fs::write(&path, tokenizer.json()).map_err(|source| HubError::Write { path, source })?;
+    if let Some(tokenizer) = tokenizer {
+        let path = out.join(TOKENIZER_FILE);
+        std::fs::write(&path, tokenizer.json()).map_err(|source| HubError::Write { path, source })?;
+    }
     Ok(report(&export, out))
 }
 

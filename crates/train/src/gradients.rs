@@ -2,7 +2,6 @@
 //! the names and shapes of its files: an instrument to compare with other implementations.
 
 mod families;
-mod feed;
 mod given;
 
 use std::collections::BTreeMap;
@@ -18,10 +17,10 @@ use serde::Serialize;
 use crate::assemble::{self, Stepper};
 use crate::config::{Config, Precision};
 use crate::error::TrainError;
+use crate::feed::Feed;
 use crate::parity::place;
 use crate::{explain, pretrained, ranks};
 
-use feed::Feed;
 use given::Given;
 
 /// What to compute, and how.

@@ -9,11 +9,16 @@
 pub mod assemble;
 pub mod checkpoint;
 pub mod config;
+mod corpus;
+mod describe;
 mod error;
+pub mod evaluate;
+mod evaluator;
 pub mod explain;
 pub mod export;
 #[cfg(feature = "faults")]
 pub mod faults;
+mod feed;
 pub mod generate;
 pub mod gradients;
 mod learning_rate;
@@ -30,6 +35,7 @@ pub mod ranks;
 pub mod run_dir;
 mod saving;
 pub mod synthetic;
+mod tasks;
 pub mod text;
 pub mod trainer;
 pub mod virtual_clock;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use comm::{Communicator, Job};
 use mesh::Tile;
-use models::Decoder;
 use plan::Chooser;
 use runtime::{Executor, StepInput, WrapGroup};
 
@@ -73,11 +72,11 @@ impl Recorder<'_> {
     /// # Errors
     /// Whatever the layout cannot do.
     pub fn record(&self, config: &Config) -> Result<Recording, TrainError> {
-        let decoder = assemble::decoder(config, None)?;
-        let stepper = assemble::training(config, &decoder)?;
+        let built = assemble::model(config, None)?;
+        let stepper = assemble::training(config, &built)?;
         let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
         let records = ranks::run(stepper.plan.mesh.world_size(), deadline, |world| {
-            Ok(self.rank(config, &decoder, &stepper, world)?.1)
+            Ok(self.rank(config, &built, &stepper, world)?.1)
         })?;
         Ok(self.assemble(records))
     }
@@ -87,8 +86,8 @@ impl Recorder<'_> {
     /// # Errors
     /// As [`Recorder::record`]; a mesh that is not as large as the job; what keeps ranks from joining.
     pub fn record_in(&self, config: &Config, job: &Job) -> Result<Option<Recording>, TrainError> {
-        let decoder = assemble::decoder(config, None)?;
-        let stepper = assemble::training(config, &decoder)?;
+        let built = assemble::model(config, None)?;
+        let stepper = assemble::training(config, &built)?;
         let (ranks, started) = (stepper.plan.mesh.world_size(), job.world_size());
         if ranks != started {
             let (processes, per_process) = (job.num_processes, job.ranks_per_process);
@@ -97,7 +96,7 @@ impl Recorder<'_> {
         }
         let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
         let gathered = ranks::run_in(job, deadline, |world| {
-            let (executor, record) = self.rank(config, &decoder, &stepper, world)?;
+            let (executor, record) = self.rank(config, &built, &stepper, world)?;
             parity_gather::to_first(executor.world(), record)
         })?;
         let records = gathered.into_iter().next().filter(|records| !records.is_empty());
@@ -132,7 +131,7 @@ impl Recorder<'_> {
     fn rank(
         &self,
         config: &Config,
-        decoder: &Decoder,
+        built: &assemble::Built,
         stepper: &assemble::Stepper,
         world: Box<dyn Communicator>,
     ) -> Result<(Executor, RankRecord), TrainError> {
@@ -146,8 +145,7 @@ impl Recorder<'_> {
         let mut record = RankRecord { losses: vec![], norms: vec![], gradients: vec![], states: vec![] };
         for step in 0..self.steps {
             let number = step as u64 + 1;
-            let mut batch =
-                Synthetic { seed: config.train.seed, step: number, vocab_size: decoder.vocab_size };
+            let mut batch = Synthetic::of(built, config.train.seed, number);
             let scalars = [("lr", config.train.lr), ("step", number as f64), ("loss_scale", 1.0)];
             let input = StepInput { seed: config.train.seed, step: number, scalars: &scalars };
             executor.run(0, &mut batch, &input)?;
@@ -208,6 +206,13 @@ pub(crate) fn place(
         }
     });
     disagreements
+}
+
+/// A whole tensor from one rank that has all of it, without padding.
+pub(crate) fn whole(tile: &Tile, values: &[f64]) -> Vec<f64> {
+    let mut all = BTreeMap::new();
+    place(&mut all, String::new(), tile, values);
+    all.into_values().next().unwrap_or_default()
 }
 
 impl Recording {

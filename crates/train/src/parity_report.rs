@@ -175,7 +175,7 @@ type Setting = (&'static str, Vec<String>);
 /// If the configuration has no model.
 pub fn all_layouts(config: &Config, max_world: usize) -> Result<Vec<String>, TrainError> {
     let config = &with_vocabulary(config)?;
-    assemble::decoder(config, None)?;
+    assemble::model(config, None)?;
     let mut layouts = Vec::new();
     let mut met: BTreeSet<[(&str, String); 2]> = BTreeSet::new();
     for world in [2, 4, 8].into_iter().filter(|world| *world <= max_world) {
@@ -240,7 +240,7 @@ fn written(combination: &[(&'static str, String)]) -> String {
 fn plans(config: &Config, layout: &str) -> bool {
     let plan = || {
         let config = config.with_layout(layout)?;
-        assemble::training(&config, &assemble::decoder(&config, None)?)
+        assemble::training(&config, &assemble::model(&config, None)?)
     };
     plan().is_ok()
 }

@@ -176,8 +176,8 @@ impl fmt::Display for Report {
 /// # Errors
 /// Whatever the layout cannot do.
 pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, TrainError> {
-    let decoder = assemble::decoder(config, None)?;
-    let stepper = assemble::training(config, &decoder)?;
+    let built = assemble::model(config, None)?;
+    let stepper = assemble::training(config, &built)?;
     let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
     let world = VirtualWorld::new(links);
     let by_rank = ranks::run(stepper.plan.mesh.world_size(), deadline, |inner| {
@@ -189,8 +189,7 @@ pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, T
         executor.initialise(&stepper.graph, config.train.seed)?;
         let mut rank_steps = Vec::new();
         for number in 1..=steps as u64 + 1 {
-            let mut batch =
-                Synthetic { seed: config.train.seed, step: number, vocab_size: decoder.vocab_size };
+            let mut batch = Synthetic::of(&built, config.train.seed, number);
             let scalars = [("lr", config.train.lr), ("step", number as f64), ("loss_scale", 1.0)];
             let input = StepInput { seed: config.train.seed, step: number, scalars: &scalars };
             clock.take_passages();

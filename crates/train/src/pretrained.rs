@@ -1,28 +1,30 @@
 //! Hugging Face directories as models: from `config.json` to graph text, and from files to an executor's states.
 //! Names and files are `hub`'s, the text is `models`'.
 
-use hub::{Bound, Config as Description, Directory, Family, StoredType, Task};
+use hub::{Bound, Config as Description, Directory, Family, Task};
 use memory::DType;
 use mesh::Tile;
-use models::{Activation, Bert, BertHead, Decoder, Encoder, FeedForward, Rotation, T5, Variant, Vit, Widths};
+use models::{
+    Activation, Bert, BertHead, Decoder, Encoder, FeedForward, Model, Rotation, T5, Variant, Vit, Widths,
+};
 use runtime::Executor;
 
 use crate::config::Config;
 use crate::error::TrainError;
 
-/// The task of runs.
-const RUN: Task = Task::CausalLm;
-
-/// The description of the model that a configuration takes from a directory, if it takes one: what was read once, or
-/// the directory's.
+/// The description of the model that a configuration takes from elsewhere than its own keys: what a checkpoint carries
+/// or was read once, or the directory's.
 ///
 /// # Errors
 /// A directory that is missing, damaged or asks for what is not supported.
 pub fn describe(config: &Config) -> Result<Option<Description>, TrainError> {
-    let Some(from) = &config.model.from else { return Ok(None) };
-    match &config.model.described {
-        Some(text) => Ok(Some(Description::parse(text.as_bytes(), &from.join("config.json"))?)),
-        None => Ok(Some(Directory::open(from, Some(RUN))?.config().clone())),
+    match (&config.model.described, &config.model.from) {
+        (Some(text), from) => {
+            let place = from.clone().unwrap_or_default().join("config.json");
+            Ok(Some(Description::parse(text.as_bytes(), &place)?))
+        }
+        (None, Some(from)) => Ok(Some(Directory::open(from, Some(config.task))?.config().clone())),
+        (None, None) => Ok(None),
     }
 }
 
@@ -32,16 +34,41 @@ pub fn describe(config: &Config) -> Result<Option<Description>, TrainError> {
 /// As [`describe`], and missing tensors.
 pub(crate) fn open(config: &Config) -> Result<Option<Directory>, TrainError> {
     let Some(from) = &config.model.from else { return Ok(None) };
-    let directory = Directory::open(from, Some(RUN))?;
+    let directory = Directory::open(from, Some(config.task))?;
     directory.bind()?;
     Ok(Some(directory))
 }
 
-/// The configuration with the directory's `config.json` in it.
-pub(crate) fn with_description(config: &Config, directory: &Directory) -> Config {
-    let mut config = config.clone();
-    config.model.described = Some(directory.config().to_json(RUN, StoredType::F32));
-    config
+/// The model of a task other than a decoder's, with its dropout; `target_length` is that of an encoder-decoder.
+///
+/// # Errors
+/// A family that has no head for the task, or no dropout.
+pub(crate) fn model(
+    description: &Description,
+    task: Task,
+    target_length: usize,
+    dropout: f64,
+) -> Result<Box<dyn Model>, TrainError> {
+    description.check_task(task)?;
+    Ok(match &description.family {
+        Family::Bert(c) => {
+            let bert = bert(c, task);
+            Box::new(Bert { encoder: Encoder { dropout, ..bert.encoder }, ..bert })
+        }
+        Family::Vit(c) => {
+            let vit = vit(c);
+            Box::new(Vit { encoder: Encoder { dropout, ..vit.encoder }, ..vit })
+        }
+        Family::T5(_) if dropout > 0.0 => {
+            return Err(TrainError::Unsupported {
+                key: "model.dropout",
+                value: dropout.to_string(),
+                remedy: "t5 is trained without dropout; remove it",
+            });
+        }
+        Family::T5(c) => Box::new(t5(c, target_length)),
+        _ => unreachable!("decoders have one task, which is built elsewhere"),
+    })
 }
 
 /// The decoder that a description stands for, for sequences of `sequence_length` tokens.

@@ -14,8 +14,8 @@ use comm::{Communicator, Job, JoinError};
 use plan::{Plan, Program};
 
 use crate::config::Config;
+use crate::corpus::Corpus;
 use crate::error::TrainError;
-use crate::text::Text;
 
 /// How long one process may work for all (training a tokenizer, say) while it shows that it lives.
 const PREPARATION: Duration = Duration::from_secs(24 * 3600);
@@ -103,7 +103,7 @@ impl<'a> Processes<'a> {
         config: &Config,
         binary: &str,
         programs: &[Vec<(Arc<Plan>, Arc<Program>)>],
-        text: &Text,
+        corpus: &Corpus,
         arena_bytes: &[u64],
     ) -> Result<Vec<u64>, TrainError> {
         let started = self.job.world_size();
@@ -117,8 +117,8 @@ impl<'a> Processes<'a> {
             });
         }
         let fingerprints: Vec<u64> = programs.iter().flatten().map(|(l, p)| p.fingerprint(l)).collect();
-        // The name of a token cache is a hash of the text, the tokenizer and what is held out.
-        let data = text.train.store().path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        // The name of a cache is a hash of the data, the tokenizer and what is held out.
+        let data = corpus.cache().file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let hosts = self.compare(&facts(binary, config, &fingerprints, &data))?;
         let here = hosts.iter().zip(arena_bytes).filter(|(host, _)| **host == self.job.host);
         Ok(here.map(|(_, bytes)| *bytes).collect())
@@ -195,7 +195,17 @@ pub(crate) fn write_flight_record(run_dir: &Path, world: &dyn Communicator) {
 fn facts(binary: &str, config: &Config, programs: &[u64], data: &str) -> Facts {
     let mut facts = settings(&config.to_toml());
     // Where the files lie may differ between hosts; what is in them may not.
-    facts.retain(|key, _| key != "data.text" && key != "data.tokenizer");
+    const PLACES: [&str; 8] = [
+        "data.text",
+        "data.tokenizer",
+        "data.train",
+        "data.heldout",
+        "data.images",
+        "data.labels",
+        "data.heldout_images",
+        "data.heldout_labels",
+    ];
+    facts.retain(|key, _| !PLACES.contains(&key.as_str()));
     facts.insert("binary".to_owned(), binary.to_owned());
     let programs: Vec<String> = programs.iter().map(|p| format!("{p:016x}")).collect();
     facts.insert("program fingerprint".to_owned(), programs.join(" "));

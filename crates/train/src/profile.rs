@@ -61,8 +61,8 @@ fn place(config: &Config) -> Result<Place, TrainError> {
 fn model_flops(config: &Config) -> Result<f64, TrainError> {
     let mut alone = config.clone();
     alone.parallel = Parallel { recompute: Recompute::None, ..Default::default() };
-    let decoder = assemble::decoder(&alone, None)?;
-    let stepper = assemble::training(&alone, &decoder)?;
+    let built = assemble::model(&alone, None)?;
+    let stepper = assemble::training(&alone, &built)?;
     let program = stepper.program(0, &Chooser::Policy, false)?;
     let positions = program.blocks.iter().enumerate().flat_map(|(block, b)| {
         let count = b.instructions.len();

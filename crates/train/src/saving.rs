@@ -24,13 +24,13 @@ const LOSS_SCALE: &str = "loss_scale";
 /// What a checkpoint says beside its tensors.
 pub(crate) struct Description<'a> {
     pub config: &'a Config,
-    pub decoder: &'a Decoder,
-    pub tokenizer: &'a data::Tokenizer,
+    pub model: &'a Value,
+    pub tokenizer: Option<&'a data::Tokenizer>,
     pub layout: String,
     pub loss_scale: Option<LossScale>,
 }
 
-/// The model as a checkpoint describes it.
+/// A decoder as a checkpoint describes it.
 pub(crate) fn model(decoder: &Decoder) -> Value {
     let mut model = json!({
         "family": format!("{:?}", decoder.family).to_lowercase(),
@@ -108,13 +108,15 @@ fn write(
     })??;
     barrier(world)?;
     if world.rank() == 0 {
-        let mut manifest = Manifest::new(model(about.decoder), step);
-        manifest.tokenizer_hash = Some(about.tokenizer.hash().to_string());
+        let mut manifest = Manifest::new(about.model.clone(), step);
+        manifest.tokenizer_hash = about.tokenizer.map(|tokenizer| tokenizer.hash().to_string());
         manifest.data_position = data_position;
         manifest.seed = about.config.train.seed;
         manifest.layout = about.layout.clone();
         manifest.extra.insert(CONFIG.to_owned(), about.config.to_toml());
-        manifest.extra.insert(TOKENIZER.to_owned(), about.tokenizer.json().to_owned());
+        if let Some(tokenizer) = about.tokenizer {
+            manifest.extra.insert(TOKENIZER.to_owned(), tokenizer.json().to_owned());
+        }
         if let Some(described) = &about.config.model.described {
             manifest.extra.insert(DESCRIPTION.to_owned(), described.clone());
         }
@@ -150,20 +152,33 @@ pub(crate) fn loss_scale(from: &Checkpoint) -> Result<Option<LossScale>, TrainEr
     })
 }
 
-/// The configuration and the tokenizer that a checkpoint carries.
+/// The configuration and the tokenizer that a checkpoint of a model of texts carries.
 ///
 /// # Errors
 /// If it carries none, as one made by hand may.
 pub(crate) fn carried(from: &Checkpoint) -> Result<(Config, data::Tokenizer), TrainError> {
-    let extra = |key: &str| {
-        from.manifest().extra.get(key).ok_or_else(|| TrainError::File {
-            path: from.dir().display().to_string(),
-            problem: format!("the checkpoint carries no {key}; use one that `phalanx train` wrote"),
-        })
-    };
-    let mut config =
-        Config::from_bytes(&from.dir().join("config.toml"), extra(CONFIG)?.as_bytes(), &[], None)?;
-    config.model.described = from.manifest().extra.get(DESCRIPTION).cloned();
-    let tokenizer = data::Tokenizer::parse(extra(TOKENIZER)?.clone(), from.dir())?;
-    Ok((config, tokenizer))
+    match carried_any(from)? {
+        (config, Some(tokenizer)) => Ok((config, tokenizer)),
+        (_, None) => Err(lacks(from, TOKENIZER)),
+    }
+}
+
+/// The same of any model; those of images have no tokenizer.
+///
+/// # Errors
+/// If it carries no configuration.
+pub(crate) fn carried_any(from: &Checkpoint) -> Result<(Config, Option<data::Tokenizer>), TrainError> {
+    let extra = &from.manifest().extra;
+    let text = extra.get(CONFIG).ok_or_else(|| lacks(from, CONFIG))?;
+    let mut config = Config::from_bytes(&from.dir().join("config.toml"), text.as_bytes(), &[], None)?;
+    config.model.described = extra.get(DESCRIPTION).cloned();
+    let parse = |json: &String| data::Tokenizer::parse(json.clone(), from.dir());
+    Ok((config, extra.get(TOKENIZER).map(parse).transpose()?))
+}
+
+fn lacks(from: &Checkpoint, key: &str) -> TrainError {
+    TrainError::File {
+        path: from.dir().display().to_string(),
+        problem: format!("the checkpoint carries no {key}; use one that `phalanx train` wrote"),
+    }
 }

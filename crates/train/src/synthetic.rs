@@ -1,7 +1,10 @@
-//! Batches without data, for parity: random tokens, and masks that leave every sequence another number of tokens.
+//! Batches without data, for parity: random tokens and numbers, and masks that leave every sequence another number of
+//! tokens, keys and targets.
 
-use mesh::{Tile, TileDim};
+use mesh::Tile;
 use runtime::{Batch, Destination, RuntimeError};
+
+use crate::assemble::Built;
 
 /// Tokens and masks by (seed, step, global position), so that no layout sees another batch.
 #[derive(Debug, Clone)]
@@ -12,9 +15,16 @@ pub struct Synthetic {
     pub step: u64,
     /// Token ids below this.
     pub vocab_size: usize,
+    /// Targets below this.
+    pub num_classes: usize,
 }
 
 impl Synthetic {
+    /// The batch of a step for a model.
+    pub fn of(built: &Built, seed: u64, step: u64) -> Synthetic {
+        Synthetic { seed, step, vocab_size: built.vocab_size, num_classes: built.num_classes }
+    }
+
     fn draw(&self, row: usize, column: usize, stream: u64) -> u64 {
         // SplitMix64's mixing of a counter (Steele et al., 2014).
         let counter = (row as u64) << 40 ^ (column as u64) << 8 ^ stream ^ self.step << 56;
@@ -24,8 +34,34 @@ impl Synthetic {
         z ^ (z >> 31)
     }
 
-    fn token(&self, row: usize, column: usize) -> i32 {
-        (self.draw(row, column, 1) % self.vocab_size as u64) as i32
+    fn token(&self, row: usize, column: usize, limit: usize) -> i32 {
+        (self.draw(row, column, 1) % limit as u64) as i32
+    }
+
+    /// Keys end at a random place of each sequence.
+    fn key(&self, row: usize, column: usize, length: usize) -> i32 {
+        let end = 1 + self.draw(row, 0, 5) as usize % length;
+        if column < end { column as i32 } else { -1 }
+    }
+
+    fn integer(&self, input: &str, row: usize, column: usize, length: usize) -> i32 {
+        match input {
+            "tokens" | "target_tokens" => self.token(row, column, self.vocab_size),
+            "targets" => self.token(row, column + 1, self.num_classes),
+            "segments" => (self.draw(row, column, 6) % 2) as i32,
+            "key_index" => self.key(row, column, length),
+            _ => column as i32,
+        }
+    }
+
+    fn real(&self, input: &str, row: usize, column: usize, place: usize, length: usize) -> f64 {
+        match input {
+            "select" | "is_class" => f64::from(u8::from(column == 0)),
+            "is_patch" => f64::from(u8::from(column > 0)),
+            "patches" if column == 0 => 0.0,
+            "patches" => (self.draw(row, column << 16 | place, 7) % 128) as f64 / 64.0 - 1.0,
+            _ => self.weight(row, column, length),
+        }
     }
 
     /// Zero after a random end of each sequence, and here and there before it; fractions elsewhere.
@@ -38,39 +74,31 @@ impl Synthetic {
 
 impl Batch for Synthetic {
     fn load(&mut self, input: &str, tile: &Tile, to: Destination<'_>) -> Result<(), RuntimeError> {
-        let [rows, columns] = &tile.dims[..] else {
-            return Err(RuntimeError::Batch(format!("`{input}` is not [batch, seq]")));
-        };
+        let length = tile.dims.get(1).map_or(1, |columns| columns.size);
+        let real = |[row, column, place]: [usize; 3]| self.real(input, row, column, place, length);
+        let none = if input == "key_index" { -1 } else { 0 };
         match to {
-            Destination::I32(to) => fill(rows, columns, to, 0, |row, column| match input {
-                "tokens" => self.token(row, column),
-                "targets" => self.token(row, column + 1),
-                _ => column as i32,
-            }),
-            Destination::F32(to) => {
-                fill(rows, columns, to, 0.0, |r, c| self.weight(r, c, columns.size) as f32)
+            Destination::I32(to) => {
+                fill(tile, to, none, |[row, column, _]| self.integer(input, row, column, length));
             }
-            Destination::F64(to) => fill(rows, columns, to, 0.0, |r, c| self.weight(r, c, columns.size)),
-            Destination::BF16(_) | Destination::F16(_) => {
-                return Err(RuntimeError::Batch(format!("`{input}` is no input of a text")));
-            }
+            Destination::F32(to) => fill(tile, to, 0.0, |at| real(at) as f32),
+            Destination::F64(to) => fill(tile, to, 0.0, real),
+            Destination::BF16(to) => fill(tile, to, half::bf16::ZERO, |at| half::bf16::from_f64(real(at))),
+            Destination::F16(to) => fill(tile, to, half::f16::ZERO, |at| half::f16::from_f64(real(at))),
         }
         Ok(())
     }
 }
 
-fn fill<T: Copy>(
-    rows: &TileDim,
-    columns: &TileDim,
-    to: &mut [T],
-    padding: T,
-    value: impl Fn(usize, usize) -> T,
-) {
-    let width = columns.extent();
-    for (i, row) in rows.indices().enumerate() {
-        for (j, column) in columns.indices().enumerate() {
-            let real = row < rows.size && column < columns.size;
-            to[i * width + j] = if real { value(row, column) } else { padding };
+/// Fills what a tile has of a tensor of up to three dims with a function of the global index.
+fn fill<T: Copy>(tile: &Tile, to: &mut [T], padding: T, value: impl Fn([usize; 3]) -> T) {
+    to.fill(padding);
+    let size = |dim: usize| tile.dims.get(dim).map_or(1, |dim| dim.size);
+    let (columns, places) = (size(1), size(2));
+    tile.for_each_run(|run| {
+        for (i, to) in to[run.local..run.local + run.len].iter_mut().enumerate() {
+            let at = run.global + i;
+            *to = value([at / (columns * places), at / places % columns, at % places]);
         }
-    }
+    });
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use data::{DataError, Dataset, Origin, Sampler, Split, TokenStore, Tokenizer};
+use data::{DataError, Dataset, Origin, Split, TokenStore, Tokenizer};
 use mesh::Tile;
 use runtime::{Batch, Destination, RuntimeError};
 
@@ -127,12 +127,6 @@ impl TextBatch {
             targets: Vec::with_capacity(width),
             weights: Vec::with_capacity(width),
         }
-    }
-
-    /// The samples of the step that are next in the stream, which begins at `position`.
-    pub fn draw(&mut self, sampler: &Sampler, position: u64, batch: usize) {
-        self.samples.clear();
-        self.samples.extend((position..position + batch as u64).map(|p| Some(sampler.sample(p))));
     }
 
     /// Given samples; those missing are padding.

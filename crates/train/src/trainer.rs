@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use comm::{Communicator, Job};
-use data::{Dataset, Sampler, Walk};
 use hub::Directory;
 use mesh::Axis;
-use models::Decoder;
 use plan::{Chooser, Plan, Program};
 use runtime::{Executor, RuntimeError, StepInput};
 use serde::Serialize;
 
-use crate::assemble::{self, Stepper};
+use crate::assemble::{self, Built, Stepper};
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, Precision};
+use crate::config::{Config, Precision, Task};
+use crate::corpus::{Corpus, CorpusBatch, Source};
 use crate::error::TrainError;
+use crate::evaluator::{Evaluation, Evaluator};
 #[cfg(feature = "faults")]
 use crate::faults::{Fault, Following};
 use crate::learning_rate::learning_rate;
@@ -24,7 +24,7 @@ use crate::loss_scale::LossScale;
 use crate::processes::{self, Processes};
 use crate::run_dir::{MetricsWriter, RunDir};
 use crate::saving::{self, Description};
-use crate::text::{self, Text, TextBatch};
+use crate::tasks::{Baseline, Scores};
 use crate::{explain, generate, pretrained, ranks};
 
 /// Number of the training program in an executor.
@@ -62,7 +62,7 @@ pub enum Event<'a> {
     Prepared(&'a Prepared),
     /// A step is done.
     Step(&'a StepReport),
-    /// The held-out text was evaluated.
+    /// What is held out was evaluated.
     Evaluation(&'a EvaluationReport),
     /// A checkpoint is complete.
     Checkpoint {
@@ -88,10 +88,14 @@ pub struct Prepared {
     pub layout: String,
     /// What each rank reserves.
     pub arena_bytes: Vec<u64>,
-    /// Tokens to train on.
+    /// The task.
+    pub task: String,
+    /// Tokens of a running text to train on; of another task, examples.
     pub train_tokens: u64,
-    /// Tokens held out.
+    /// Tokens or examples held out.
     pub heldout_tokens: u64,
+    /// Parameters that the directory of `model.from` lacks; they were drawn anew.
+    pub new_parameters: Vec<String>,
     /// Token ids.
     pub vocab_size: usize,
     /// First step to run.
@@ -127,15 +131,30 @@ pub struct StepReport {
     pub skipped: bool,
 }
 
-/// One evaluation of the held-out text.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+/// One evaluation of what is held out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EvaluationReport {
     /// Steps trained.
     pub step: u64,
-    /// Nats per token.
+    /// Nats per token, or per label.
     pub validation_loss: f64,
-    /// The same per byte of text, in bits.
-    pub bits_per_byte: f64,
+    /// The same per byte of a running text, in bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// The task's metrics by name.
+    #[serde(flatten)]
+    pub metrics: Scores,
+    /// What counting alone reaches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<Baseline>,
+}
+
+impl EvaluationReport {
+    fn new(step: u64, found: Evaluation) -> EvaluationReport {
+        let Evaluation { loss, bits_per_byte, score } = found;
+        let (metrics, baseline) = (score.metrics, score.baseline);
+        EvaluationReport { step, validation_loss: loss, bits_per_byte, metrics, baseline }
+    }
 }
 
 /// A finished run.
@@ -166,12 +185,11 @@ pub struct Summary {
 /// Everything the ranks of a run share.
 struct Run<'a> {
     config: &'a Config,
-    decoder: Decoder,
+    built: Built,
     training: Stepper,
-    evaluation: Stepper,
-    /// By pipeline rank: the training and the evaluation program.
+    /// By pipeline rank: the training program, then those of evaluation.
     programs: Programs,
-    text: Text,
+    corpus: Corpus,
     resume: Option<Checkpoint>,
     /// Where first weights come from, if not from the seed.
     directory: Option<Directory>,
@@ -225,35 +243,36 @@ fn train_here(
     let is_first = processes.is_none_or(Processes::is_first);
     let resume = options.resume.as_deref().map(Checkpoint::open_verified).transpose()?;
     let directory = pretrained::open(config)?;
-    let described = directory.as_ref().map(|directory| pretrained::with_description(config, directory));
-    let config = described.as_ref().unwrap_or(config);
-    let tokenizer = text::tokenizer(config)?;
-    let decoder = assemble::decoder(config, Some(tokenizer.vocab_size()))?;
-    let config = &with_vocab(config, &decoder);
+    let source = Source::open(config, directory.as_ref())?;
+    let (config, directory) = source.complete(config, directory)?;
+    let built = assemble::model(&config, source.tokenizer().map(data::Tokenizer::vocab_size))?;
+    let config = &with_vocab(&config, &built);
     if let Some(checkpoint) = &resume {
         let (step, steps) = (checkpoint.manifest().step, config.train.steps as u64);
         if step >= steps {
             return Err(TrainError::Finished { dir: checkpoint.dir().display().to_string(), step, steps });
         }
-        checkpoint.check_model(&saving::model(&decoder))?;
-        checkpoint.check_tokenizer(&tokenizer.hash().to_string())?;
+        checkpoint.check_model(&built.saved)?;
+        if let Some(tokenizer) = source.tokenizer() {
+            checkpoint.check_tokenizer(&tokenizer.hash().to_string())?;
+        }
     }
     assemble::instruction_set(config)?;
-    let training = assemble::training(config, &decoder)?;
-    let evaluation = assemble::evaluation(config, &decoder)?;
+    let steps = assemble::steps(config, &built)?;
     let arena_bytes = explain::arena_bytes(config)?;
     if processes.is_none() {
         explain::check_memory(&arena_bytes)?;
     }
-    let open = || text::open_with(config, tokenizer, Path::new(text::CACHE_DIR));
-    let text = match processes {
+    let open = || source.corpus(config, &built);
+    let corpus = match processes {
         Some(processes) => processes.first_before_others("text", open)?,
         None => open()?,
     };
-    let programs = programs(&training, &evaluation)?;
+    let programs = programs(&steps)?;
+    let training = steps.into_iter().next().expect("training is a step");
     if let Some(processes) = processes {
         // Only together they know which ranks share this host's memory.
-        let of_this_host = processes.agree(config, &options.binary, &programs, &text, &arena_bytes)?;
+        let of_this_host = processes.agree(config, &options.binary, &programs, &corpus, &arena_bytes)?;
         explain::check_memory(&of_this_host)?;
     }
     let first_step = resume.as_ref().map_or(0, |c| c.manifest().step) + 1;
@@ -264,7 +283,7 @@ fn train_here(
     }
     let (held, metrics) = match is_first {
         true => {
-            let (run_dir, metrics) = open_run(config, options, &text, first_step)?;
+            let (run_dir, metrics) = open_run(config, options, &corpus, first_step)?;
             (Some(run_dir), Some(metrics))
         }
         false => (None, None),
@@ -278,9 +297,14 @@ fn train_here(
         num_parameters: training.graph.num_parameters(),
         world_size: training.plan.mesh.world_size(),
         layout: config.parallel.mesh.to_string(),
-        train_tokens: text.train.num_targets() as u64,
-        heldout_tokens: text.heldout.as_ref().map_or(0, |h| h.num_targets() as u64),
-        vocab_size: decoder.vocab_size,
+        task: config.task.to_string(),
+        train_tokens: corpus.sizes()[0],
+        heldout_tokens: corpus.sizes()[1],
+        new_parameters: match &directory {
+            Some(directory) => directory.bind()?.report().new.clone(),
+            None => Vec::new(),
+        },
+        vocab_size: built.vocab_size,
         first_step,
         steps: config.train.steps as u64,
         seconds: started.elapsed().as_secs_f64(),
@@ -292,10 +316,9 @@ fn train_here(
     let run = Run {
         config,
         programs,
-        decoder,
+        built,
         training,
-        evaluation,
-        text,
+        corpus,
         resume,
         directory,
         checkpoints: RunDir::checkpoints_in(&run_dir),
@@ -326,10 +349,15 @@ fn train_here(
     let outcome = outcomes.into_iter().next().expect("there is a first rank");
     // Before baselines and the sample, which are no part of training.
     let peak_resident_bytes = memory::peak_resident_bytes();
-    let baselines =
-        run.text.heldout.as_ref().filter(|_| is_first).map(|h| data::baselines(h.store())).transpose()?;
+    let heldout = match &run.corpus {
+        Corpus::Text(text) if is_first => text.heldout.as_ref(),
+        _ => None,
+    };
+    let baselines = heldout.map(|heldout| data::baselines(heldout.store())).transpose()?;
     let sample = match &outcome.checkpoint {
-        Some(checkpoint) if is_first => generate::sample(checkpoint, SAMPLE_TOKENS, config.train.seed)?,
+        Some(checkpoint) if is_first && config.task == Task::CausalLm => {
+            generate::sample(checkpoint, SAMPLE_TOKENS, config.train.seed)?
+        }
         _ => None,
     };
     Ok(Summary {
@@ -346,17 +374,14 @@ fn train_here(
     })
 }
 
-/// Plan and Program of every pipeline rank, for training and evaluation.
+/// Plan and Program of every pipeline rank, for each step of a run.
 type Programs = Vec<Vec<(Arc<Plan>, Arc<Program>)>>;
 
-fn programs(training: &Stepper, evaluation: &Stepper) -> Result<Programs, TrainError> {
-    let programs: Programs = (0..training.plan.mesh.size(Axis::Pp))
-        .map(|rank| {
-            let steppers = [training, evaluation].into_iter();
-            steppers.map(|s| s.shared(rank, &Chooser::Policy, false)).collect()
-        })
+fn programs(steps: &[Stepper]) -> Result<Programs, TrainError> {
+    let programs: Programs = (0..steps[TRAIN].plan.mesh.size(Axis::Pp))
+        .map(|rank| steps.iter().map(|s| s.shared(rank, &Chooser::Policy, false)).collect())
         .collect::<Result<_, TrainError>>()?;
-    for (which, stepper) in [(TRAIN, training), (EVALUATE, evaluation)] {
+    for (which, stepper) in steps.iter().enumerate() {
         let of_all_stages: Vec<Arc<Program>> = programs.iter().map(|p| p[which].1.clone()).collect();
         plan::check_world(&stepper.plan, &of_all_stages)?;
     }
@@ -367,7 +392,7 @@ fn programs(training: &Stepper, evaluation: &Stepper) -> Result<Programs, TrainE
 fn open_run(
     config: &Config,
     options: &RunOptions,
-    text: &Text,
+    corpus: &Corpus,
     first_step: u64,
 ) -> Result<(RunDir, MetricsWriter), TrainError> {
     let run_dir = match (&options.out, &options.resume) {
@@ -376,7 +401,9 @@ fn open_run(
         (None, None) => RunDir::create(&options.runs, &config.name)?,
     };
     write_beside(run_dir.path(), "config.toml", &config.to_toml())?;
-    write_beside(run_dir.path(), "tokenizer.json", text.tokenizer.json())?;
+    if let Some(tokenizer) = corpus.tokenizer() {
+        write_beside(run_dir.path(), "tokenizer.json", tokenizer.json())?;
+    }
     let metrics_path = options.metrics.clone().unwrap_or_else(|| run_dir.metrics());
     let metrics = match first_step {
         1 => MetricsWriter::create(&metrics_path)?,
@@ -392,10 +419,10 @@ fn missing_parent(path: &Path) -> Option<String> {
 }
 
 /// The configuration with the vocabulary written out, as a checkpoint keeps it.
-fn with_vocab(config: &Config, decoder: &Decoder) -> Config {
+fn with_vocab(config: &Config, built: &Built) -> Config {
     let mut config = config.clone();
-    if config.model.from.is_none() {
-        config.model.vocab_size = Some(decoder.vocab_size);
+    if config.model.from.is_none() && config.task != Task::ImageClassify {
+        config.model.vocab_size = Some(built.vocab_size);
     }
     config
 }
@@ -439,9 +466,9 @@ impl Run<'_> {
     fn steps(&self, executor: &mut Executor) -> Result<Outcome, TrainError> {
         let train = &self.config.train;
         let started = Instant::now();
-        let sampler = Sampler::new(self.text.train.num_samples(), train.seed)?;
-        let mut batch = TextBatch::new(self.text.train.clone(), train.batch);
-        let mut evaluator = self.text.heldout.as_ref().map(|h| Evaluator::new(h, &self.evaluation));
+        let order = self.corpus.order(self.config)?;
+        let mut batch = self.corpus.training(self.config);
+        let mut evaluator = Evaluator::new(self.config, &self.built, &self.corpus, EVALUATE);
         let (first, mut position) = match &self.resume {
             Some(checkpoint) => (checkpoint.manifest().step + 1, checkpoint.manifest().data_position),
             None => (1, 0),
@@ -450,7 +477,7 @@ impl Run<'_> {
         let mut loss_scale = self.loss_scale()?;
         let mut outcome = Outcome::default();
         for step in first..=last {
-            batch.draw(&sampler, position, train.batch);
+            batch.draw(&order, position, train.batch, train.seed, step);
             let report = self.step(executor, &mut batch, step, &mut loss_scale)?;
             position += train.batch as u64;
             outcome.last_loss = report.loss;
@@ -465,7 +492,7 @@ impl Run<'_> {
             if let Some(evaluator) = &mut evaluator
                 && (due(train.eval_every) || step == last)
             {
-                let report = evaluator.run(executor, step, train.seed)?;
+                let report = EvaluationReport::new(step, evaluator.run(executor)?);
                 self.report(executor, Event::Evaluation(&report), &report)?;
                 outcome.validation = Some(report);
             }
@@ -480,7 +507,7 @@ impl Run<'_> {
     fn step(
         &self,
         executor: &mut Executor,
-        batch: &mut TextBatch,
+        batch: &mut CorpusBatch,
         step: u64,
         loss_scale: &mut Option<LossScale>,
     ) -> Result<StepReport, TrainError> {
@@ -488,7 +515,7 @@ impl Run<'_> {
         let update = step - loss_scale.map_or(0, |s| s.skipped_steps);
         let lr = learning_rate(&self.config.train, update);
         let scale = loss_scale.map(|s| s.scale);
-        let num_tokens = self.config.train.batch * self.config.data.sequence_length;
+        let num_tokens = self.config.train.batch * self.built.sequence_length;
         let factor = loss_scale.map_or(1.0, |s| s.factor(num_tokens));
         let scalars = [("lr", lr), ("step", update as f64), ("loss_scale", factor)];
         let input = StepInput { seed: self.config.train.seed, step, scalars: &scalars };
@@ -546,8 +573,8 @@ impl Run<'_> {
         let started = Instant::now();
         let about = Description {
             config: self.config,
-            decoder: &self.decoder,
-            tokenizer: &self.text.tokenizer,
+            model: &self.built.saved,
+            tokenizer: self.corpus.tokenizer(),
             layout: self.layout.clone(),
             loss_scale,
         };
@@ -558,35 +585,5 @@ impl Run<'_> {
             (self.observer)(Event::Checkpoint { step, dir: &dir, seconds });
         }
         Ok(dir)
-    }
-}
-
-/// Walks the held-out text once.
-struct Evaluator {
-    dataset: Arc<Dataset>,
-    batch: TextBatch,
-    walk: Walk,
-}
-
-impl Evaluator {
-    fn new(dataset: &Arc<Dataset>, stepper: &Stepper) -> Evaluator {
-        let size = stepper.graph.find_dim("batch").map_or(1, |d| stepper.graph.dim_info(d).size);
-        let batch = TextBatch::new(dataset.clone(), size);
-        Evaluator { dataset: dataset.clone(), batch, walk: Walk::new(dataset.num_samples(), size) }
-    }
-
-    fn run(&mut self, executor: &mut Executor, step: u64, seed: u64) -> Result<EvaluationReport, TrainError> {
-        let (mut loss, mut tokens) = (0.0, 0.0);
-        for at in 0..self.walk.num_steps() {
-            self.batch.set(self.walk.samples_of_step(at));
-            executor.run(EVALUATE, &mut self.batch, &StepInput { seed, step, scalars: &[] })?;
-            let mut statistics = [0.0; 2];
-            executor.read_output(EVALUATE, "statistics", &mut statistics)?;
-            loss += statistics[0];
-            tokens += statistics[1];
-        }
-        let validation_loss = loss / tokens;
-        let bits_per_byte = self.dataset.bits_per_byte(validation_loss);
-        Ok(EvaluationReport { step, validation_loss, bits_per_byte })
     }
 }

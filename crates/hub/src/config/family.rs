@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::keys::Keys;
-use super::{Bert, Gpt2, Llama, T5, Task, Vit};
+use super::{Bert, Gpt2, Labels, Llama, T5, Task, Vit};
 use crate::HubError;
 use crate::weights::{StoredType, read_regular};
 
@@ -130,6 +130,24 @@ impl Config {
     /// A description that comes from no file, such as of a model trained here.
     pub fn new(family: Family) -> Config {
         Config { family, path: PathBuf::from(CONFIG_FILE), json: Map::new() }
+    }
+
+    /// Labels of the classifier; none if the family has none.
+    pub fn labels(&self) -> Option<&Labels> {
+        match &self.family {
+            Family::Bert(c) => Some(&c.labels),
+            Family::Vit(c) => Some(&c.labels),
+            _ => None,
+        }
+    }
+
+    /// Gives the classifier other labels, if the family has one.
+    pub fn set_labels(&mut self, names: Vec<String>) {
+        match &mut self.family {
+            Family::Bert(c) => c.labels.names = names,
+            Family::Vit(c) => c.labels.names = names,
+            _ => {}
+        }
     }
 
     /// The file, or where it would be.

@@ -44,7 +44,7 @@ impl Table {
         for parameter in &self.parameters {
             let mut names = self.candidates(parameter.piece.tensor());
             names.extend(parameter.aliases.iter().cloned());
-            let found = names.iter().find_map(|name| weights.get(name));
+            let found = names.iter().filter(|_| !parameter.is_renewed).find_map(|name| weights.get(name));
             match found {
                 Some(tensor) => {
                     check(parameter, &tensor)?;

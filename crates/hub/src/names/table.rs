@@ -14,6 +14,8 @@ pub struct Parameter {
     pub aliases: Vec<String>,
     /// Whether a checkpoint may lack it: the head of a task that the checkpoint was not made for starts anew.
     pub may_be_new: bool,
+    /// Whether it starts anew whatever the files hold: a classifier for other labels than theirs.
+    pub is_renewed: bool,
 }
 
 /// All parameters of a model for a task, by the names of the graph and of the files.
@@ -55,6 +57,12 @@ impl Table {
         self.parameters.iter().find(|p| p.name == name)
     }
 
+    /// Lets the classifier start anew.
+    pub(crate) fn renew_classifier(&mut self) {
+        let classifier = self.parameters.iter_mut().filter(|p| p.name.starts_with("head.classifier."));
+        classifier.for_each(|p| (p.may_be_new, p.is_renewed) = (true, true));
+    }
+
     /// Names under which a tensor may be stored, the table's own first.
     pub(super) fn candidates(&self, tensor: &str) -> Vec<String> {
         let mut names = vec![tensor.to_owned()];
@@ -87,18 +95,36 @@ impl Rows {
 
     /// A parameter that every checkpoint has.
     pub fn add(&mut self, name: impl Into<String>, piece: Piece) {
-        self.0.push(Parameter { name: name.into(), piece, aliases: Vec::new(), may_be_new: false });
+        self.0.push(Parameter {
+            name: name.into(),
+            piece,
+            aliases: Vec::new(),
+            may_be_new: false,
+            is_renewed: false,
+        });
     }
 
     /// A parameter with other names.
     pub fn add_shared(&mut self, name: &str, piece: Piece, aliases: &[&str]) {
         let aliases = aliases.iter().map(|a| (*a).to_owned()).collect();
-        self.0.push(Parameter { name: name.to_owned(), piece, aliases, may_be_new: false });
+        self.0.push(Parameter {
+            name: name.to_owned(),
+            piece,
+            aliases,
+            may_be_new: false,
+            is_renewed: false,
+        });
     }
 
     /// A parameter of a head that may start anew.
     pub fn add_head(&mut self, name: &str, piece: Piece) {
-        self.0.push(Parameter { name: name.to_owned(), piece, aliases: Vec::new(), may_be_new: true });
+        self.0.push(Parameter {
+            name: name.to_owned(),
+            piece,
+            aliases: Vec::new(),
+            may_be_new: true,
+            is_renewed: false,
+        });
     }
 
     /// A norm over `size`: `NAME.gain` and, if it has one, `NAME.bias`.

@@ -13,8 +13,8 @@ const STEP: f64 = 1e-5;
 
 fn check(small: &Small) -> Result<(), TrainError> {
     let config = small.config();
-    let decoder = assemble::decoder(&config, None)?;
-    let stepper = assemble::training(&config, &decoder)?;
+    let built = assemble::model(&config, None)?;
+    let stepper = assemble::training(&config, &built)?;
     ranks::run(1, Duration::from_secs(60), |world| {
         let program = stepper.shared(0, &Chooser::Policy, true)?;
         let mut executor = Executor::new(world, vec![program], kernels::Cpu::single(), None)?;
@@ -33,7 +33,8 @@ fn check(small: &Small) -> Result<(), TrainError> {
                 }
                 Ok::<(), TrainError>(())
             })?;
-            let mut batch = Synthetic { seed: 3, step: 1, vocab_size: decoder.vocab_size };
+            let mut batch =
+                Synthetic { seed: 3, step: 1, vocab_size: built.vocab_size, num_classes: built.num_classes };
             let input = StepInput { seed: 3, step: 1, scalars: &[("lr", 0.0), ("step", 1.0)] };
             executor.run(0, &mut batch, &input)?;
             let mut statistics = [0.0];

@@ -8,4 +8,5 @@ mod overlap;
 mod parity;
 mod random_legal;
 mod schedules;
+mod tasks;
 mod virtual_clock;

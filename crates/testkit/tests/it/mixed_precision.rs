@@ -107,14 +107,14 @@ fn narrow_copies_follow_their_parameters() {
     for layout in ["dp=1", "dp=2,tp=2;num_microbatches=3", "dp=2;zero=1", "dp=2,pp=2;zero=3"] {
         let small = Small { family: "llama", num_layers: 2, ..Small::default() };
         let config = with(&small.layout(layout), Precision::Bf16, 5);
-        let stepper = assemble::training(&config, &assemble::decoder(&config, None).unwrap()).unwrap();
+        let stepper = assemble::training(&config, &assemble::model(&config, None).unwrap()).unwrap();
         ranks::run(stepper.plan.mesh.world_size(), Duration::from_secs(60), |world| {
             let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(Axis::Pp);
             let programs = vec![stepper.shared(pipeline_rank, &Chooser::Policy, false)?];
             let mut executor = Executor::new(world, programs, Cpu::single(), None)?;
             executor.initialise(&stepper.graph, 5)?;
             let run = |executor: &mut Executor, step: u64| -> Result<Vec<u8>, TrainError> {
-                let mut batch = Synthetic { seed: 5, step, vocab_size: 53 };
+                let mut batch = Synthetic { seed: 5, step, vocab_size: 53, num_classes: 53 };
                 let scalars = [("lr", 1e-2), ("step", step as f64)];
                 executor.run(0, &mut batch, &StepInput { seed: 5, step, scalars: &scalars })?;
                 states(executor)
@@ -159,8 +159,8 @@ fn an_overflow_on_one_rank_skips_the_same_step_on_all() {
     const SPIKE: u64 = 3;
     let small = Small { family: "gpt2", num_layers: 3, ..Small::default() };
     let config = with(&small.layout("dp=2,pp=2;zero=1;num_microbatches=2"), Precision::Fp16, 7);
-    let decoder = assemble::decoder(&config, None).unwrap();
-    let stepper = assemble::training(&config, &decoder).unwrap();
+    let built = assemble::model(&config, None).unwrap();
+    let stepper = assemble::training(&config, &built).unwrap();
     let told = ranks::run(4, Duration::from_secs(60), |world| {
         let coord = stepper.plan.mesh.coord(world.rank());
         let programs = vec![stepper.shared(coord.get(Axis::Pp), &Chooser::Policy, false)?];
@@ -170,7 +170,8 @@ fn an_overflow_on_one_rank_skips_the_same_step_on_all() {
         let mut told = Vec::new();
         for step in 1..=6 {
             let spiked = step == SPIKE && coord.get(Axis::Dp) == 1;
-            let mut batch = Spiked { inner: Synthetic { seed: 7, step, vocab_size: 53 }, spiked };
+            let mut batch =
+                Spiked { inner: Synthetic { seed: 7, step, vocab_size: 53, num_classes: 53 }, spiked };
             let update = (step - scale.skipped_steps) as f64;
             let scalars = [("lr", 1e-2), ("step", update), ("loss_scale", scale.factor(12 * 15))];
             let before = states(&executor)?;

@@ -27,8 +27,8 @@ fn no_collective_can_be_left_out() {
     let (mut mutants, mut unseen, mut smallest) = (0, 0, f64::INFINITY);
     for (p, layout) in PLANS.iter().enumerate() {
         let config = small.layout(layout);
-        let decoder = train::assemble::decoder(&config, None).unwrap();
-        let stepper = train::assemble::training(&config, &decoder).unwrap();
+        let built = train::assemble::model(&config, None).unwrap();
+        let stepper = train::assemble::training(&config, &built).unwrap();
         let here: Vec<Vec<(String, Vec<Collective>)>> = (0..config.parallel.mesh.pp)
             .map(|p| collectives(&stepper.program(p, &Chooser::Policy, true).unwrap()))
             .collect();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Config, ConfigError, Family, Optimizer, Source};
+use super::{Config, ConfigError, Family, Optimizer, Sampling, Source, Task};
 
 /// Where each key was written, for messages.
 #[derive(Debug, Default)]
@@ -42,9 +42,10 @@ impl Places {
 }
 
 /// What a Hugging Face directory's `config.json` says instead.
-const SHAPE: [&str; 12] = [
+const SHAPE: [&str; 17] = [
     "model.family",
     "model.num_layers",
+    "model.num_decoder_layers",
     "model.embed",
     "model.num_heads",
     "model.num_kv_heads",
@@ -52,6 +53,10 @@ const SHAPE: [&str; 12] = [
     "model.mlp",
     "model.vocab_size",
     "model.max_positions",
+    "model.num_labels",
+    "model.image_size",
+    "model.patch_size",
+    "model.num_channels",
     "model.tied",
     "model.rope_theta",
     "model.norm_eps",
@@ -79,6 +84,15 @@ impl Config {
 
     fn check_model(&self, places: &Places) -> Result<(), ConfigError> {
         let model = &self.model;
+        if !model.family.tasks().contains(&self.task) {
+            let supported: Vec<&str> = model.family.tasks().iter().map(|task| task.name()).collect();
+            return Err(ConfigError::TaskOfFamily {
+                task: self.task.name(),
+                place: places.of("task"),
+                family: model.family.name(),
+                supported: supported.join(", "),
+            });
+        }
         let multiple = |key, value: usize, by, divisor: usize| {
             let (place, by_place) = (places.of(key), places.of(by));
             match value.is_multiple_of(divisor) {
@@ -101,10 +115,24 @@ impl Config {
             })
         };
         match model.family {
-            Family::Gpt2 if num_kv_heads != model.num_heads => {
-                let allowed = "num_heads for gpt2, which has no grouped heads; remove it";
+            Family::Llama => {}
+            _ if num_kv_heads != model.num_heads => {
+                let allowed = "num_heads, since only llama has grouped heads; remove it";
                 return out_of_range("model.num_kv_heads", num_kv_heads, allowed);
             }
+            Family::Bert | Family::Vit if model.resolved_head_dim() * model.num_heads != model.embed => {
+                let allowed = "embed / num_heads for this family; remove it";
+                return out_of_range("model.head_dim", model.resolved_head_dim(), allowed);
+            }
+            Family::Vit if model.num_channels == 2 => {
+                return out_of_range("model.num_channels", 2, "1 (grey) or 3 (colours)");
+            }
+            Family::Vit => {
+                multiple("model.image_size", model.image_size, "model.patch_size", model.patch_size)?;
+            }
+            _ => {}
+        }
+        match model.family {
             Family::Llama if !model.resolved_head_dim().is_multiple_of(2) => {
                 let allowed = "even, since rotary positions turn pairs";
                 return out_of_range("model.head_dim", model.resolved_head_dim(), allowed);
@@ -112,7 +140,7 @@ impl Config {
             _ => {}
         }
         let (positions, length) = (self.resolved_max_positions(), self.data.sequence_length);
-        if model.family == Family::Gpt2 && positions < length {
+        if model.family.has_position_table() && positions < length {
             return Err(ConfigError::TooLarge {
                 key: "data.sequence_length",
                 value: length.to_string(),
@@ -123,7 +151,11 @@ impl Config {
             });
         }
         let num_stages = self.parallel.mesh.pp.saturating_mul(self.parallel.chunks);
-        if num_stages > model.num_layers {
+        let num_layers = match model.family {
+            Family::T5 => model.num_layers.saturating_add(model.resolved_num_decoder_layers()),
+            _ => model.num_layers,
+        };
+        if num_stages > num_layers {
             let (key, place) = places
                 .first(&["parallel.chunks", "parallel.mesh"])
                 .unwrap_or(("parallel.mesh", Source::Default));
@@ -132,7 +164,7 @@ impl Config {
                 value: format!("{} x {} stages", self.parallel.mesh.pp, self.parallel.chunks),
                 place,
                 limit_name: "`model.num_layers`",
-                limit: model.num_layers.to_string().into(),
+                limit: num_layers.to_string().into(),
                 remedy: "use a smaller pp or fewer chunks, or add layers",
             });
         }
@@ -140,6 +172,7 @@ impl Config {
     }
 
     fn check_data(&self, places: &Places) -> Result<(), ConfigError> {
+        self.check_sampler(places)?;
         if self.data.tokenizer.is_some() && self.data.tokenizer_vocab.is_some() {
             let (key, place) = ("data.tokenizer_vocab".to_string(), places.of("data.tokenizer_vocab"));
             let reason = "one trains a tokenizer, the other reads one; remove one of them";
@@ -158,6 +191,34 @@ impl Config {
             });
         }
         Ok(())
+    }
+
+    fn check_sampler(&self, places: &Places) -> Result<(), ConfigError> {
+        let data = &self.data;
+        let conflict = |key: &str, other, reason| {
+            Err(ConfigError::Conflict { key: key.to_owned(), place: places.of(key), other, reason })
+        };
+        let by_class = matches!(data.sampler, Sampling::Balanced | Sampling::Weighted);
+        if by_class && !matches!(self.task, Task::Classify | Task::ImageClassify) {
+            return conflict(
+                "data.sampler",
+                "task",
+                "only classify and image-classify have classes; remove it",
+            );
+        }
+        if data.sampler == Sampling::Length && matches!(self.task, Task::ImageClassify) {
+            return conflict("data.sampler", "task", "images have no lengths; remove it");
+        }
+        match (data.sampler == Sampling::Weighted, data.class_weights.is_empty()) {
+            (true, true) => {
+                let remedy = "say how often each class is seen, as { spam = 1, ham = 2 }";
+                Err(ConfigError::Missing { key: "data.class_weights", remedy })
+            }
+            (false, false) => {
+                conflict("data.class_weights", "data.sampler", "set the sampler to weighted, or remove them")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_parallel(&self, places: &Places) -> Result<(), ConfigError> {

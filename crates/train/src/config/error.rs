@@ -114,15 +114,17 @@ pub enum ConfigError {
         /// Every known name.
         known: Box<[&'static str]>,
     },
-    /// A family that has a place in the contract but is not built yet.
-    #[error("model family \"{family}\" {place} is not supported yet; supported: {}", supported.join(", "))]
-    UnsupportedFamily {
-        /// The family.
-        family: String,
+    /// A task that the family has no head for.
+    #[error("`task` is \"{task}\" {place}, which {family} does not do; it does {supported}")]
+    TaskOfFamily {
+        /// The task.
+        task: &'static str,
         /// Where it is written.
         place: Source,
-        /// The families that are.
-        supported: Vec<&'static str>,
+        /// The family.
+        family: &'static str,
+        /// Its tasks.
+        supported: String,
     },
     /// A key without which nothing can be built.
     #[error("`{key}` is missing; {remedy}")]

@@ -6,6 +6,9 @@ use super::source::shortened;
 use super::value::Value;
 use super::{Config, ConfigError, Source};
 
+/// The one key that stands above all tables.
+pub(super) const TASK: &str = "task";
+
 /// Every table with its keys.
 pub(super) const TABLES: [(&str, &[&str]); 4] = [
     (
@@ -14,6 +17,7 @@ pub(super) const TABLES: [(&str, &[&str]); 4] = [
             "from",
             "family",
             "num_layers",
+            "num_decoder_layers",
             "embed",
             "num_heads",
             "num_kv_heads",
@@ -21,13 +25,46 @@ pub(super) const TABLES: [(&str, &[&str]); 4] = [
             "mlp",
             "vocab_size",
             "max_positions",
+            "num_labels",
+            "image_size",
+            "patch_size",
+            "num_channels",
             "tied",
             "dropout",
             "rope_theta",
             "norm_eps",
         ],
     ),
-    ("data", &["text", "tokenizer", "tokenizer_vocab", "sequence_length", "validation", "packing"]),
+    (
+        "data",
+        &[
+            "text",
+            "train",
+            "heldout",
+            "format",
+            "text_column",
+            "label_column",
+            "source_column",
+            "target_column",
+            "image_column",
+            "images",
+            "labels",
+            "heldout_images",
+            "heldout_labels",
+            "image_mean",
+            "image_std",
+            "sampler",
+            "class_weights",
+            "mask_probability",
+            "span_corruption",
+            "target_length",
+            "tokenizer",
+            "tokenizer_vocab",
+            "sequence_length",
+            "validation",
+            "packing",
+        ],
+    ),
     (
         "parallel",
         &[
@@ -75,6 +112,10 @@ impl Config {
     /// Sets `table.key` to a value; `value.key` is the full name.
     pub(super) fn set(&mut self, table: &str, key: &str, value: &Value) -> Result<(), ConfigError> {
         match table {
+            "" => {
+                self.task = value.name()?;
+                Ok(())
+            }
             "model" => set_in(table, key, value, |key, value| self.model.set(key, value)),
             "data" => set_in(table, key, value, |key, value| self.data.set(key, value)),
             "parallel" => set_in(table, key, value, |key, value| self.parallel.set(key, value)),
@@ -99,7 +140,7 @@ pub(super) fn unknown_table(table: &str, place: &Source) -> ConfigError {
     let home = TABLES.iter().find(|(_, keys)| keys.contains(&table));
     let nearest = match home {
         Some((home, _)) => format!("{home}.{table}"),
-        None => nearest(table, TABLES.map(|(table, _)| table)),
+        None => nearest(table, TABLES.map(|(table, _)| table).into_iter().chain([TASK])),
     };
     ConfigError::UnknownTable { table: shortened(table), place: place.clone(), nearest }
 }

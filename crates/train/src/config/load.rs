@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::check::Places;
 use super::source::shortened;
 use super::value::{Raw, Value};
-use super::{Config, ConfigError, Data, Model, Parallel, Source, Train, keys, parse_layout};
+use super::{Config, ConfigError, Data, Model, Parallel, Source, Task, Train, keys, parse_layout};
 
 /// A configuration is a page of text; a larger file is another file.
 const MAX_BYTES: u64 = 1 << 20;
@@ -45,13 +45,12 @@ impl Config {
         let mut config = Config::plain(&name);
         let mut places = Places::default();
         for (table, value) in tables(path, text)? {
-            let key = &value.key[table.len() + 1..];
-            config.set(&table, key, &value)?;
+            config.set(&table, value.name_in(&table), &value)?;
             places.note(&value.key, value.place.clone());
         }
         for argument in overrides {
             let (table, value) = assignment(argument)?;
-            config.set(&table, &value.key[table.len() + 1..], &value)?;
+            config.set(&table, value.name_in(&table), &value)?;
             places.note(&value.key, value.place.clone());
         }
         if let Some(mesh) = mesh {
@@ -61,7 +60,8 @@ impl Config {
         config.check_with(&places)?;
         // Last, so that a value that is wrong is named before one that is absent.
         if config.model.from.is_none() && !places.has("model.family") {
-            let remedy = "set it to gpt2 or llama, or set `model.from` to a Hugging Face directory";
+            let remedy =
+                "set it to gpt2, llama, bert, t5 or vit, or set `model.from` to a Hugging Face directory";
             return Err(ConfigError::Missing { key: "model.family", remedy });
         }
         Ok(config)
@@ -71,7 +71,7 @@ impl Config {
     pub fn plain(name: &str) -> Config {
         let (model, data, parallel, train) =
             (Model::default(), Data::default(), Parallel::default(), Train::default());
-        Config { name: name.to_owned(), model, data, parallel, train }
+        Config { name: name.to_owned(), task: Task::CausalLm, model, data, parallel, train }
     }
 
     /// This configuration under another layout, in the form of `--mesh` (see [`parse_layout`]), checked.
@@ -126,6 +126,12 @@ fn tables(path: &Path, text: &str) -> Result<Vec<(String, Value)>, ConfigError> 
     let mut values = Vec::new();
     for (table, content) in parsed.get_ref() {
         let (name, place) = (table.get_ref().as_ref(), file(table.span().start));
+        if name == keys::TASK {
+            let raw = raw(content.get_ref(), &file);
+            let value = Value { key: name.to_owned(), raw, place, bare: None, folder: folder.clone() };
+            values.push((table.span().start, String::new(), value));
+            continue;
+        }
         if !keys::TABLES.iter().any(|(known, _)| *known == name) {
             return Err(keys::unknown_table(name, &place));
         }
@@ -180,8 +186,13 @@ fn assignment(argument: &str) -> Result<(String, Value), ConfigError> {
     if name.is_empty() {
         return Err(malformed());
     }
+    if name == keys::TASK {
+        let (raw, bare) = scalar_at(written, &place);
+        let value = Value { key: name.to_owned(), raw, place, bare: Some(bare), folder: PathBuf::new() };
+        return Ok((String::new(), value));
+    }
     let (table, key) = name.split_once('.').ok_or_else(|| keys::unknown_table(name, &place))?;
-    if key.is_empty() {
+    if table.is_empty() || key.is_empty() {
         return Err(malformed());
     }
     let (raw, bare) = scalar_at(written, &place);

@@ -53,6 +53,18 @@ fn every_listed_key_is_known_and_written() {
     config.data.tokenizer = None;
     config.data.tokenizer_vocab = Some(8);
     written.push_str(&config.to_toml());
+    for (task, family) in [("seq2seq", "t5"), ("image-classify", "vit")] {
+        let text = format!("task = '{task}'\nmodel.family = '{family}'");
+        let sets = [
+            "model.num_decoder_layers=2",
+            "model.num_labels=3",
+            "data.format=csv",
+            "data.text_column=a",
+            "data.label_column=b",
+            "data.target_length=4",
+        ];
+        written.push_str(&load(&text, &sets, None).unwrap().to_toml());
+    }
     config.model.from = Some("/hf".into());
     written.push_str(&config.to_toml());
     for (table, keys) in TABLES {
@@ -261,14 +273,37 @@ fn each_bad_line_has_its_message() {
 #[test]
 fn families_and_syntax_have_their_messages() {
     let file = |text: &str| load(text, &[], None).unwrap_err().to_string();
-    for family in ["bert", "t5", "vit"] {
-        let expected = format!(
-            "model family \"{family}\" in /runs/tiny.toml:1 is not supported yet; supported: gpt2, llama"
-        );
+    for (family, tasks) in
+        [("bert", "masked-lm, classify, tag, embed"), ("t5", "seq2seq"), ("vit", "image-classify")]
+    {
+        let expected =
+            format!("`task` is \"causal-lm\" (the default), which {family} does not do; it does {tasks}");
         assert_eq!(file(&format!("model.family = \"{family}\"")), expected);
     }
-    assert!(file("model.family = \"lama\"").contains("did you mean \"llama\"? Known: gpt2, llama"));
-    assert!(file("").starts_with("`model.family` is missing; set it to gpt2 or llama, or set `model.from`"));
+    assert!(
+        file("task = 'taggg'\n").contains("`task` is \"taggg\" in /runs/tiny.toml:1; did you mean \"tag\"?")
+    );
+    assert!(file("tsk = 'tag'\n").contains("unknown table `tsk` in /runs/tiny.toml:1; did you mean `task`?"));
+    let bert = "task = 'tag'\nmodel.family = 'bert'\n";
+    assert!(load(bert, &["task=masked-lm"], None).is_ok_and(|config| config.task == super::Task::MaskedLm));
+    assert!(
+        file(&format!("{bert}data.sampler = 'balanced'"))
+            .contains("only classify and image-classify have classes")
+    );
+    let classify = "task = 'classify'\nmodel.family = 'bert'\ndata.sampler = 'weighted'\n";
+    assert!(file(classify).starts_with("`data.class_weights` is missing; say how often"));
+    assert!(load(&format!("{classify}data.class_weights = {{ a = 2, b = 0.5 }}"), &[], None).is_ok());
+    assert!(file(&format!("{classify}data.class_weights = {{ a = -2 }}")).contains("at least 0"));
+    let vit = "task = 'image-classify'\nmodel.family = 'vit'\nmodel.patch_size = 15";
+    assert!(
+        file(vit)
+            .contains("`model.image_size` = 224 (the default) is not a multiple of `model.patch_size` = 15")
+    );
+    assert!(file("model.family = \"lama\"").contains("did you mean \"llama\"? Known: gpt2, llama, bert"));
+    assert!(
+        file("")
+            .starts_with("`model.family` is missing; set it to gpt2, llama, bert, t5 or vit, or set `model")
+    );
     assert!(
         file("steps = 3").contains("unknown table `steps` in /runs/tiny.toml:1; did you mean `train.steps`?")
     );
@@ -278,7 +313,7 @@ fn families_and_syntax_have_their_messages() {
     let gpt2 = "model.family = 'gpt2'\n";
     let grouped = file(&format!("{gpt2}model.num_kv_heads = 2"));
     assert!(
-        grouped.ends_with("it must be num_heads for gpt2, which has no grouped heads; remove it"),
+        grouped.ends_with("it must be num_heads, since only llama has grouped heads; remove it"),
         "{grouped}"
     );
     let positions = file(&format!("{gpt2}model.max_positions = 128"));

@@ -36,6 +36,11 @@ pub(super) struct Value {
 }
 
 impl Value {
+    /// The key within its table, of which the empty one is above all others.
+    pub fn name_in(&self, table: &str) -> &str {
+        if table.is_empty() { &self.key } else { &self.key[table.len() + 1..] }
+    }
+
     /// The error of a value of another type than `expected`, which has an article.
     pub fn wrong_type(&self, expected: &'static str) -> ConfigError {
         let found = self.raw.describe();
@@ -118,6 +123,18 @@ impl Value {
             Raw::Bool(switch) => Ok(switch),
             _ => Err(self.wrong_type("true or false")),
         }
+    }
+
+    /// A table from names to numbers of at least 0.
+    pub fn weights(&self) -> Result<Vec<(String, f64)>, ConfigError> {
+        let Raw::Table(entries) = &self.raw else {
+            return Err(self.wrong_type("a table from labels to numbers"));
+        };
+        let entry = |(name, raw, place): &(String, Raw, Source)| {
+            let value = Value { raw: raw.clone(), place: place.clone(), ..self.clone() };
+            Ok((name.clone(), value.non_negative()?))
+        };
+        entries.iter().map(entry).collect()
     }
 
     /// Text; on the command line a bare word counts, even if it looks like a number.

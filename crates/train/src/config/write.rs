@@ -1,9 +1,9 @@
 //! A configuration as TOML, every key written out. Reading is in `load`.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::Config;
+use super::{Config, Family, Task};
 
 impl Config {
     /// This configuration, [resolved](Config::resolved), as TOML that [`Config::load`] reads back to the
@@ -12,12 +12,16 @@ impl Config {
         let config = self.resolved();
         let (model, data, parallel, train) = (&config.model, &config.data, &config.parallel, &config.train);
         let mut text = Text(String::new());
+        text.key("task", string(config.task.name()));
         text.table("model");
         match &model.from {
             Some(from) => text.key("from", path(from)),
             None => {
                 text.key("family", string(model.family.name()));
                 text.key("num_layers", model.num_layers);
+                if model.family == Family::T5 {
+                    text.optional("num_decoder_layers", model.num_decoder_layers);
+                }
                 text.key("embed", model.embed);
                 text.key("num_heads", model.num_heads);
                 text.optional("num_kv_heads", model.num_kv_heads);
@@ -25,6 +29,12 @@ impl Config {
                 text.optional("mlp", model.mlp);
                 text.optional("vocab_size", model.vocab_size);
                 text.optional("max_positions", model.max_positions);
+                text.optional("num_labels", model.num_labels);
+                if model.family == Family::Vit {
+                    text.key("image_size", model.image_size);
+                    text.key("patch_size", model.patch_size);
+                    text.key("num_channels", model.num_channels);
+                }
                 text.key("tied", model.tied);
                 text.key("rope_theta", float(model.rope_theta));
                 text.key("norm_eps", float(model.norm_eps));
@@ -32,8 +42,30 @@ impl Config {
         }
         text.key("dropout", float(model.dropout));
         text.table("data");
-        let files: Vec<String> = data.text.iter().map(|file| path(file)).collect();
-        text.key("text", format!("[{}]", files.join(", ")));
+        text.paths("text", &data.text);
+        if config.task != Task::CausalLm || !data.train.is_empty() {
+            text.paths("train", &data.train);
+            text.paths("heldout", &data.heldout);
+            text.optional("format", data.format.map(|format| string(format.name())));
+            text.optional("text_column", data.text_column.as_deref().map(string));
+            text.optional("label_column", data.label_column.as_deref().map(string));
+            text.key("source_column", string(&data.source_column));
+            text.key("target_column", string(&data.target_column));
+            text.key("image_column", string(&data.image_column));
+            text.paths("images", &data.images);
+            text.paths("labels", &data.labels);
+            text.paths("heldout_images", &data.heldout_images);
+            text.paths("heldout_labels", &data.heldout_labels);
+            text.key("image_mean", float(data.image_mean));
+            text.key("image_std", float(data.image_std));
+            text.key("sampler", string(data.sampler.name()));
+            let weights: Vec<String> =
+                data.class_weights.iter().map(|(l, w)| format!("{} = {}", string(l), float(*w))).collect();
+            text.key("class_weights", format!("{{ {} }}", weights.join(", ")));
+            text.key("mask_probability", float(data.mask_probability));
+            text.key("span_corruption", data.span_corruption);
+            text.optional("target_length", data.target_length);
+        }
         text.optional("tokenizer", data.tokenizer.as_deref().map(path));
         text.optional("tokenizer_vocab", data.tokenizer_vocab);
         text.key("sequence_length", data.sequence_length);
@@ -87,6 +119,11 @@ impl Text {
 
     fn key(&mut self, key: &str, value: impl std::fmt::Display) {
         writeln!(self.0, "{key} = {value}").ok();
+    }
+
+    fn paths(&mut self, key: &str, paths: &[PathBuf]) {
+        let paths: Vec<String> = paths.iter().map(|file| path(file)).collect();
+        self.key(key, format!("[{}]", paths.join(", ")));
     }
 
     fn optional(&mut self, key: &str, value: Option<impl std::fmt::Display>) {

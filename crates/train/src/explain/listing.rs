@@ -26,9 +26,10 @@ pub struct StageListing {
 /// As [`explain`](super::explain()).
 pub fn listing(config: &Config) -> Result<Vec<StageListing>, TrainError> {
     let steps = Steps::new(config)?;
-    let graph = &steps.training.graph;
-    steps.for_each_stage(|stage, [program, _]| {
-        let writer = Writer { graph, program: &program };
+    let graph = &steps.0[0].graph;
+    steps.for_each_stage(|stage, programs| {
+        let program = &programs[0];
+        let writer = Writer { graph, program };
         StageListing {
             stage,
             actions: program.actions.iter().map(|(action, _)| action.to_string()).collect(),

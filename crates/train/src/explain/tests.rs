@@ -19,11 +19,9 @@ fn arenas_are_what_the_runtime_would_reserve_and_parts_sum_to_them() {
         let config = config(layout);
         let explanation = explain(&config).unwrap();
         assert_eq!(explanation.per_rank.len(), explanation.world_size);
-        let decoder = assemble::decoder(&config, None).unwrap();
-        let steps = [
-            assemble::training(&config, &decoder).unwrap(),
-            assemble::evaluation(&config, &decoder).unwrap(),
-        ];
+        let built = assemble::model(&config, None).unwrap();
+        let steps =
+            [assemble::training(&config, &built).unwrap(), assemble::evaluation(&config, &built).unwrap()];
         for (number, rank) in explanation.per_rank.iter().enumerate() {
             assert_eq!(rank.rank, number);
             assert_eq!(rank.stage, steps[0].plan.mesh.coord(number).get(Axis::Pp));

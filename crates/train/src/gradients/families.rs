@@ -3,9 +3,9 @@
 use hub::{Directory, Family, Task};
 use models::Step;
 
-use super::feed::{Feed, Input, Inputs};
 use super::given::{Given, IGNORED, Ints};
 use crate::error::TrainError;
+use crate::feed::{Feed, Input, Inputs, append_patches, count_up, first_of_each, insert_places_of_patches};
 use crate::pretrained;
 
 /// Rotary positions are below this.
@@ -164,12 +164,12 @@ fn vit(c: &hub::Vit, batch: &Given) -> Result<Feed, TrainError> {
     let model = pretrained::vit(c);
     let seq = model.num_patches + 1;
     let mut inputs = Inputs::new();
-    inputs.insert("patches", Input::Reals(patches(c, rows, &pixels)));
-    let class = |i: usize| f64::from(u8::from(i.is_multiple_of(seq)));
-    inputs.insert("is_class", Input::Reals((0..rows * seq).map(class).collect()));
-    inputs.insert("is_patch", Input::Reals((0..rows * seq).map(|i| 1.0 - class(i)).collect()));
-    inputs.insert("positions", Input::Ints(count_up(rows, seq), 0));
-    first_of_each(rows, seq, &mut inputs);
+    let mut patches = Vec::with_capacity(rows * seq * model.patch);
+    for image in pixels.chunks_exact(c.num_channels * c.image_size[0] * c.image_size[1]) {
+        append_patches(c.image_size, c.patch_size, c.num_channels, image, &mut patches);
+    }
+    inputs.insert("patches", Input::Reals(patches));
+    insert_places_of_patches(rows, seq, &mut inputs);
     let labels = batch.optional("labels", &[rows])?;
     if let Some(labels) = &labels {
         insert_labels(batch, labels, model.labels, "the labels", &mut inputs)?;
@@ -182,28 +182,6 @@ fn vit(c: &hub::Vit, batch: &Given) -> Result<Feed, TrainError> {
         model: Box::new(model),
         inputs,
     })
-}
-
-/// Images `[batch, channels, height, width]` as sequences of patches, zeros first for the class token. A patch has its
-/// channels slowest, then its rows, then its columns.
-fn patches(c: &hub::Vit, rows: usize, pixels: &[f64]) -> Vec<f64> {
-    let ([height, width], [patch_height, patch_width]) = (c.image_size, c.patch_size);
-    let len = c.num_channels * patch_height * patch_width;
-    let mut all = Vec::with_capacity(rows * (c.num_patches() + 1) * len);
-    for image in pixels.chunks_exact(c.num_channels * height * width) {
-        all.extend(std::iter::repeat_n(0.0, len));
-        for top in (0..height).step_by(patch_height) {
-            for left in (0..width).step_by(patch_width) {
-                for channel in 0..c.num_channels {
-                    for row in top..top + patch_height {
-                        let at = (channel * height + row) * width + left;
-                        all.extend(&image[at..at + patch_width]);
-                    }
-                }
-            }
-        }
-    }
-    all
 }
 
 fn fits(batch: &Given, seq: usize, max_positions: usize) -> Result<(), TrainError> {
@@ -243,11 +221,6 @@ fn insert_positions(
     Ok(last)
 }
 
-/// 0, 1, 2... in every row.
-fn count_up(rows: usize, seq: usize) -> Vec<i32> {
-    (0..rows).flat_map(|_| 0..seq as i32).collect()
-}
-
 fn mask(batch: &Given, shape: &[usize]) -> Result<Option<Vec<i32>>, TrainError> {
     let mask = batch.optional("attention_mask", shape)?;
     mask.map(|mask| batch.in_range("attention_mask", &mask, 2, "2 values")).transpose()
@@ -259,12 +232,6 @@ fn insert_key_index(batch: &Given, shape: &[usize], inputs: &mut Inputs) -> Resu
     let keys = mask.iter().enumerate().map(|(i, m)| if *m == 1 { (i % shape[1]) as i32 } else { -1 });
     inputs.insert("key_index", Input::Ints(keys.collect(), -1));
     Ok(true)
-}
-
-/// `select` with 1 at the first position of each row.
-fn first_of_each(rows: usize, seq: usize, inputs: &mut Inputs) {
-    let first = (0..rows * seq).map(|i| f64::from(u8::from(i.is_multiple_of(seq))));
-    inputs.insert("select", Input::Reals(first.collect()));
 }
 
 /// `select` with the weights of a mean over the tokens that the mask shows.

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use comm::Communicator;
 use mesh::Axis;
-use models::Decoder;
 use plan::{Chooser, Instruction, Plan, Program};
 use runtime::{Executor, Queue, Sample, StepInput, Work};
 
@@ -48,19 +47,19 @@ pub struct Record {
 
 /// Trains one step to warm up and `steps` that are recorded; records come by rank, then in the order of their starts.
 pub(super) fn record(config: &Config, steps: usize) -> Result<Vec<Record>, TrainError> {
-    let decoder = assemble::decoder(config, None)?;
-    let stepper = assemble::training(config, &decoder)?;
+    let built = assemble::model(config, None)?;
+    let stepper = assemble::training(config, &built)?;
     let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
     let origin = Instant::now();
     let by_rank = ranks::run(stepper.plan.mesh.world_size(), deadline, |world| {
-        rank(config, &decoder, &stepper, steps, origin, world)
+        rank(config, &built, &stepper, steps, origin, world)
     })?;
     Ok(by_rank.into_iter().flatten().collect())
 }
 
 fn rank(
     config: &Config,
-    decoder: &Decoder,
+    built: &assemble::Built,
     stepper: &Stepper,
     steps: usize,
     origin: Instant,
@@ -77,7 +76,7 @@ fn rank(
             let capacity = steps * of_blocks * config.parallel.num_microbatches;
             executor.start_recording(TRAIN, Box::new(move || origin.elapsed().as_secs_f64()), capacity);
         }
-        let mut batch = Synthetic { seed: config.train.seed, step, vocab_size: decoder.vocab_size };
+        let mut batch = Synthetic::of(built, config.train.seed, step);
         let scalars = [("lr", config.train.lr), ("step", step as f64 + 1.0), ("loss_scale", 1.0)];
         executor.run(TRAIN, &mut batch, &StepInput { seed: config.train.seed, step, scalars: &scalars })?;
     }

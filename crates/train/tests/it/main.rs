@@ -5,3 +5,4 @@ mod gradients;
 mod names;
 mod precision;
 mod resume;
+mod tasks;

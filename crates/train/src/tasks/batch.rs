@@ -1,0 +1,311 @@
+//! The inputs of a step, of any examples: padded to the step's extents, with padding hidden from attention and weights
+//! on what is to be predicted. Every rank makes the whole batch and loads its part, so no layout sees another one.
+
+use std::sync::Arc;
+
+use data::{Masking, Spans, Tokenizer};
+use hub::{Family, Task};
+use kernels::Key;
+use mesh::Tile;
+use runtime::{Batch, Destination, RuntimeError};
+
+use super::read::IGNORED;
+use super::{Split, column};
+use crate::assemble::Built;
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::feed::{Fed, Input, Inputs, append_patches, count_up, first_of_each, insert_places_of_patches};
+
+/// Share of a text that spans hide, and their mean length, as published for T5.
+const SPANS: (f64, f64) = (0.15, 3.0);
+/// Random numbers of a sequence are apart by this.
+const PER_SEQUENCE: u64 = 1 << 32;
+
+/// How examples become inputs.
+#[derive(Debug, Clone)]
+pub(crate) struct Recipe {
+    task: Task,
+    seq: usize,
+    target_seq: usize,
+    pad: i32,
+    end: Option<i32>,
+    decoder_start: i32,
+    masking: Option<Masking>,
+    spans: Option<Spans>,
+    tokenizer: Option<Tokenizer>,
+    image: Option<Image>,
+}
+
+/// How pixels become patches.
+#[derive(Debug, Clone, Copy)]
+struct Image {
+    size: [usize; 2],
+    patch_size: [usize; 2],
+    num_channels: usize,
+    mean: f64,
+    std: f64,
+}
+
+impl Recipe {
+    /// For a configuration, its model and its tokenizer.
+    ///
+    /// # Errors
+    /// A target that has no room for hidden spans.
+    pub fn new(
+        config: &Config,
+        built: &Built,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Arc<Recipe>, TrainError> {
+        let data = &config.data;
+        let id = |id: Option<u32>| id.map(|id| id as i32);
+        let family = built.description.as_ref().map(|description| &description.family);
+        let spans = data.span_corruption.then(|| Spans {
+            sentinels: tokenizer
+                .map(Tokenizer::sentinels)
+                .unwrap_or_default()
+                .iter()
+                .map(|i| *i as i32)
+                .collect(),
+            density: SPANS.0,
+            mean_length: SPANS.1,
+        });
+        let target_seq = data.resolved_target_length();
+        if let Some(needed) = spans.as_ref().map(|spans| spans.target_length(data.sequence_length - 1) + 1)
+            && needed > target_seq
+        {
+            return Err(TrainError::Missing {
+                key: "room in data.target_length",
+                remedy: format!(
+                    "spans hidden in {} tokens take {needed}: set it to at least that",
+                    data.sequence_length
+                ),
+            });
+        }
+        Ok(Arc::new(Recipe {
+            task: config.task,
+            seq: built.sequence_length,
+            target_seq,
+            pad: id(tokenizer.and_then(Tokenizer::pad_id)).unwrap_or(0),
+            end: id(tokenizer.and_then(Tokenizer::end_id)),
+            decoder_start: match family {
+                Some(Family::T5(c)) => c.decoder_start as i32,
+                _ => 0,
+            },
+            masking: id(tokenizer.and_then(Tokenizer::mask_id)).map(|mask| Masking {
+                mask,
+                vocab_size: tokenizer.map_or(0, Tokenizer::vocab_size),
+                probability: data.mask_probability,
+            }),
+            spans,
+            tokenizer: tokenizer.cloned(),
+            image: match family {
+                Some(Family::Vit(c)) => Some(Image {
+                    size: c.image_size,
+                    patch_size: c.patch_size,
+                    num_channels: c.num_channels,
+                    mean: data.image_mean,
+                    std: data.image_std,
+                }),
+                _ => None,
+            },
+        }))
+    }
+}
+
+/// The batch of one step, made by every rank for itself.
+pub(crate) struct TaskBatch {
+    recipe: Arc<Recipe>,
+    pub split: Split,
+    /// Examples of the store; none is padding.
+    pub examples: Vec<Option<usize>>,
+    inputs: Inputs,
+}
+
+impl TaskBatch {
+    /// For batches of `batch` examples.
+    pub fn new(recipe: &Arc<Recipe>, split: &Split, batch: usize) -> TaskBatch {
+        let mut inputs = Inputs::new();
+        match recipe.task {
+            Task::ImageClassify => insert_places_of_patches(batch, recipe.seq, &mut inputs),
+            Task::Seq2Seq => {}
+            task => {
+                inputs.insert("positions", Input::Ints(count_up(batch, recipe.seq), 0));
+                if task != Task::CausalLm {
+                    inputs.insert("segments", Input::Ints(vec![0; batch * recipe.seq], 0));
+                }
+                if task == Task::Classify {
+                    first_of_each(batch, recipe.seq, &mut inputs);
+                }
+            }
+        }
+        TaskBatch { recipe: recipe.clone(), split: split.clone(), examples: vec![None; batch], inputs }
+    }
+
+    /// Takes the samples of a split, padding where there is none, and makes the inputs; what is hidden is drawn by
+    /// `seed`, `step` and the place in the batch.
+    pub fn set(&mut self, samples: impl Iterator<Item = Option<usize>>, seed: u64, step: u64) {
+        let split = &self.split;
+        let found: Vec<_> = samples.map(|sample| sample.map(|at| split.example(at))).collect();
+        self.examples.copy_from_slice(&found);
+        let key = Key::new(seed, step, "corruption");
+        match self.recipe.task {
+            Task::ImageClassify => self.images(),
+            Task::Seq2Seq => self.translations(&key),
+            _ => self.texts(&key),
+        }
+    }
+
+    /// What is predicted in this batch.
+    pub fn predicted(&self) -> impl Iterator<Item = i32> + '_ {
+        let (targets, weights) = match (self.inputs.get("targets"), self.inputs.get("weights")) {
+            (Some(Input::Ints(targets, _)), Some(Input::Reals(weights))) => (&targets[..], &weights[..]),
+            _ => (&[][..], &[][..]),
+        };
+        targets.iter().zip(weights).filter(|(_, weight)| **weight > 0.0).map(|(target, _)| *target)
+    }
+
+    /// Puts what was decoded so far before the decoder of an encoder-decoder, and asks for the token behind it.
+    pub fn decode(&mut self, written: &[Vec<i32>]) {
+        let Recipe { target_seq, pad, decoder_start, .. } = *self.recipe;
+        let mut tokens = vec![pad; self.examples.len() * target_seq];
+        let mut select = vec![0.0; tokens.len()];
+        for (row, written) in written.iter().enumerate() {
+            let at = row * target_seq;
+            let last = written.len().min(target_seq - 1);
+            tokens[at] = decoder_start;
+            tokens[at + 1..at + 1 + last].copy_from_slice(&written[..last]);
+            select[at + last] = 1.0;
+        }
+        self.inputs.insert("target_tokens", Input::Ints(tokens, pad));
+        self.inputs.insert("select", Input::Reals(select));
+    }
+
+    fn ints(&self, example: Option<usize>, column: usize) -> Vec<i32> {
+        example.map(|example| self.split.store.ints(example, column).collect()).unwrap_or_default()
+    }
+
+    fn targets(&mut self, targets: Vec<i32>, weights: Vec<f64>) {
+        self.inputs.insert("targets", Input::Ints(targets, 0));
+        self.inputs.insert("weights", Input::Reals(weights));
+    }
+
+    /// Labels of whole examples.
+    fn labels(&mut self) {
+        let label = |example: &Option<usize>| self.ints(*example, column::TARGET).first().copied();
+        let labels: Vec<Option<i32>> = self.examples.iter().map(label).collect();
+        let targets = labels.iter().map(|label| label.unwrap_or(0)).collect();
+        let weights = labels.iter().map(|label| f64::from(u8::from(label.is_some()))).collect();
+        self.targets(targets, weights);
+    }
+
+    fn images(&mut self) {
+        let image = self.recipe.image.expect("a model of images");
+        let num_pixels = image.num_channels * image.size[0] * image.size[1];
+        let mut patches = Vec::new();
+        for example in &self.examples {
+            let pixels: Vec<f64> = match example {
+                Some(example) => {
+                    let bytes = self.split.store.bytes(*example, column::SOURCE);
+                    bytes.iter().map(|p| (f64::from(*p) / 255.0 - image.mean) / image.std).collect()
+                }
+                None => vec![0.0; num_pixels],
+            };
+            append_patches(image.size, image.patch_size, image.num_channels, &pixels, &mut patches);
+        }
+        self.inputs.insert("patches", Input::Reals(patches));
+        self.labels();
+    }
+
+    /// Tokens of all sources, and where keys are.
+    fn sources(&mut self, sources: &[Vec<i32>]) {
+        let Recipe { seq, pad, .. } = *self.recipe;
+        let mut tokens = vec![pad; sources.len() * seq];
+        let mut keys = vec![-1; tokens.len()];
+        for (row, source) in sources.iter().enumerate() {
+            tokens[row * seq..row * seq + source.len()].copy_from_slice(source);
+            // A sequence without a token still sees itself.
+            (0..source.len().max(1)).for_each(|at| keys[row * seq + at] = at as i32);
+        }
+        self.inputs.insert("tokens", Input::Ints(tokens, 0));
+        if self.recipe.task != Task::CausalLm {
+            self.inputs.insert("key_index", Input::Ints(keys, -1));
+        }
+    }
+
+    fn texts(&mut self, key: &Key) {
+        let seq = self.recipe.seq;
+        let mut sources: Vec<Vec<i32>> =
+            self.examples.iter().map(|example| self.ints(*example, column::SOURCE)).collect();
+        let mut targets = vec![0; sources.len() * seq];
+        let mut weights = vec![0.0; targets.len()];
+        for (row, source) in sources.iter_mut().enumerate() {
+            let at = row * seq..row * seq + source.len();
+            match self.recipe.task {
+                Task::CausalLm => {
+                    for (i, next) in source.iter().skip(1).enumerate() {
+                        (targets[at.start + i], weights[at.start + i]) = (*next, 1.0);
+                    }
+                }
+                Task::Tag => {
+                    for (i, tag) in self.ints(self.examples[row], column::TARGET).into_iter().enumerate() {
+                        if tag != IGNORED {
+                            (targets[at.start + i], weights[at.start + i]) = (tag, 1.0);
+                        }
+                    }
+                }
+                Task::MaskedLm => {
+                    let masking = self.recipe.masking.expect("its tokenizer has a mask");
+                    let tokenizer = self.recipe.tokenizer.as_ref().expect("texts have a tokenizer");
+                    let can_be_hidden = |_, token: i32| !tokenizer.is_special(token as u32);
+                    let uniform = |i| key.uniform(row as u64 * PER_SEQUENCE + i);
+                    let (targets, weights) = (&mut targets[at.clone()], &mut weights[at]);
+                    masking.hide(source, targets, weights, can_be_hidden, uniform);
+                }
+                _ => {}
+            }
+        }
+        self.sources(&sources);
+        match self.recipe.task {
+            Task::Classify => self.labels(),
+            _ => self.targets(targets, weights),
+        }
+    }
+
+    fn translations(&mut self, key: &Key) {
+        let Recipe { target_seq, pad, decoder_start, end, .. } = *self.recipe;
+        let pair = |(row, example): (usize, &Option<usize>)| {
+            let source = self.ints(*example, column::SOURCE);
+            let Some(spans) = self.recipe.spans.as_ref().filter(|_| example.is_some()) else {
+                return (source, self.ints(*example, column::TARGET));
+            };
+            let text: Vec<i32> = source.into_iter().filter(|token| Some(*token) != end).collect();
+            let (mut source, mut target) = spans.hide(&text, |i| key.uniform(row as u64 * PER_SEQUENCE + i));
+            source.extend(end);
+            target.extend(end);
+            (source, target)
+        };
+        let (sources, found): (Vec<_>, Vec<_>) = self.examples.iter().enumerate().map(pair).unzip();
+        let mut read = vec![pad; found.len() * target_seq];
+        let mut targets = vec![0; read.len()];
+        let mut weights = vec![0.0; read.len()];
+        for (row, target) in found.iter().enumerate() {
+            let at = row * target_seq;
+            read[at] = decoder_start;
+            for (i, token) in target.iter().enumerate() {
+                (targets[at + i], weights[at + i]) = (*token, 1.0);
+                if i + 1 < target_seq {
+                    read[at + i + 1] = *token;
+                }
+            }
+        }
+        self.sources(&sources);
+        self.inputs.insert("target_tokens", Input::Ints(read, 0));
+        self.targets(targets, weights);
+    }
+}
+
+impl Batch for TaskBatch {
+    fn load(&mut self, input: &str, tile: &Tile, to: Destination<'_>) -> Result<(), RuntimeError> {
+        Fed { inputs: &self.inputs }.load(input, tile, to)
+    }
+}

@@ -1,0 +1,174 @@
+//! Every task from files to scores: training in several layouts, exact resuming, evaluation, and what is said of data
+//! that do not fit.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use train::TrainError;
+use train::config::Config;
+use train::evaluate::{EvaluateOptions, evaluate};
+use train::trainer::{RunOptions, Summary, train};
+
+struct Case {
+    name: &'static str,
+    text: &'static str,
+    files: &'static [(&'static str, &'static str)],
+}
+
+const BERT: &str = "[model]\nfamily = 'bert'\nnum_layers = 2\nembed = 16\nnum_heads = 2\nmlp = 24\n";
+const LINES: &str = "The cat sat on the mat.\nA dog ran after it, and the cat ran too.\n";
+const CLASSES: &str = "{\"text\": \"good and fine\", \"label\": \"yes\"}\n{\"text\": \"bad\", \"label\": \"no\"}\n\
+                       {\"text\": \"fine, very good indeed\", \"label\": \"yes\"}\n{\"text\": \"a bad thing\", \"label\": \"no\"}\n\
+                       {\"text\": \"\", \"label\": \"yes\"}\n{\"text\": \"good\", \"label\": \"yes\"}\n";
+const TAGS: &str =
+    "John B-PER\nlives O\nin O\nNew B-LOC\nYork I-LOC\n\nMary B-PER\nlives O\n\nNew B-LOC\nYork I-LOC\n\n";
+const PAIRS: &str = "source\ttarget\none\teins\ntwo\tzwei\nthree\tdrei\nfour\tvier\nfive\tfünf\n";
+
+const CASES: &[Case] = &[
+    Case {
+        name: "masked",
+        text: "task = 'masked-lm'\nMODEL[data]\ntext = ['a.txt']\ntokenizer_vocab = 270\nsequence_length = 12\nvalidation = 0.0\nheldout = ['a.txt']\n",
+        files: &[("a.txt", LINES)],
+    },
+    Case {
+        name: "classify",
+        text: "task = 'classify'\nMODEL[data]\ntrain = ['a.jsonl']\nheldout = ['a.jsonl']\nsampler = 'balanced'\ntokenizer_vocab = 270\nsequence_length = 12\n",
+        files: &[("a.jsonl", CLASSES)],
+    },
+    Case {
+        name: "tag",
+        text: "task = 'tag'\nMODEL[data]\ntrain = ['a.iob']\nheldout = ['a.iob']\nsampler = 'length'\ntokenizer_vocab = 270\nsequence_length = 16\n",
+        files: &[("a.iob", TAGS)],
+    },
+    Case {
+        name: "seq2seq",
+        text: "task = 'seq2seq'\n[model]\nfamily = 't5'\nnum_layers = 1\nembed = 16\nnum_heads = 2\nmlp = 24\n[data]\ntrain = ['a.tsv']\nheldout = ['a.tsv']\ntokenizer_vocab = 270\nsequence_length = 10\ntarget_length = 9\n",
+        files: &[("a.tsv", PAIRS)],
+    },
+    Case {
+        name: "spans",
+        text: "task = 'seq2seq'\n[model]\nfamily = 't5'\nnum_layers = 1\nembed = 16\nnum_heads = 2\nmlp = 24\n[data]\ntext = ['a.txt']\nheldout = ['a.txt']\nspan_corruption = true\ntokenizer_vocab = 370\nsequence_length = 20\ntarget_length = 9\n",
+        files: &[("a.txt", LINES)],
+    },
+    Case {
+        name: "images",
+        text: "task = 'image-classify'\n[model]\nfamily = 'vit'\nnum_layers = 2\nembed = 16\nnum_heads = 2\nmlp = 24\nimage_size = 4\npatch_size = 2\nnum_channels = 1\n[data]\nimages = ['x.idx']\nlabels = ['y.idx']\nvalidation = 0.4\n",
+        files: &[],
+    },
+    Case {
+        name: "causal",
+        text: "task = 'causal-lm'\n[model]\nfamily = 'gpt2'\nnum_layers = 2\nembed = 16\nnum_heads = 2\nmlp = 24\n[data]\ntrain = ['a.jsonl']\nvalidation = 0.4\ntokenizer_vocab = 270\nsequence_length = 12\n",
+        files: &[("a.jsonl", CLASSES)],
+    },
+];
+
+fn write_files(dir: &Path, case: &Case) {
+    for (name, content) in case.files {
+        fs::write(dir.join(name), content).unwrap();
+    }
+    let images: Vec<u8> = (0..10u32 * 16).map(|i| (i * 37 % 256) as u8).collect();
+    let header = |kind: u8, sizes: &[u32]| {
+        let mut bytes = vec![0, 0, 8, kind];
+        bytes.extend(sizes.iter().flat_map(|size| size.to_be_bytes()));
+        bytes
+    };
+    fs::write(dir.join("x.idx"), [header(3, &[10, 4, 4]), images].concat()).unwrap();
+    let labels: Vec<u8> = (0..10).map(|i| i % 3).collect();
+    fs::write(dir.join("y.idx"), [header(1, &[10]), labels].concat()).unwrap();
+}
+
+fn config(dir: &Path, text: &str, mesh: &str) -> Result<Config, TrainError> {
+    let text = text.replace("MODEL", BERT)
+        + "[train]\nsteps = 4\nbatch = 6\nprecision = 'f64'\neval_every = 2\ncheckpoint_every = 2\nlr = 0.01\n";
+    Ok(Config::from_bytes(&dir.join("run.toml"), text.as_bytes(), &[], Some(mesh))?)
+}
+
+fn run(config: &Config, out: PathBuf, resume: Option<PathBuf>) -> Result<Summary, TrainError> {
+    let options = RunOptions { out: Some(out), resume, ..RunOptions::default() };
+    train(config, &options, &|_| {})
+}
+
+#[test]
+fn every_task_trains_alike_in_every_layout_resumes_and_is_evaluated() {
+    for case in CASES {
+        let dir = tempfile::tempdir().unwrap();
+        write_files(dir.path(), case);
+        let name = case.name;
+        let one = config(dir.path(), case.text, "dp=1").unwrap();
+        let first = run(&one, dir.path().join("one"), None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let validation = first.validation.clone().unwrap();
+        for mesh in ["dp=2,tp=2;num_microbatches=2", "pp=2;num_microbatches=3;zero=1"] {
+            let other = config(dir.path(), case.text, mesh).unwrap();
+            let out = dir.path().join(mesh.replace([',', '=', ';'], "-"));
+            let summary = run(&other, out, None).unwrap_or_else(|e| panic!("{name} on {mesh}: {e}"));
+            let apart = (summary.last_loss - first.last_loss).abs() / first.last_loss;
+            assert!(apart < 1e-10, "{name} on {mesh}: {apart:e}");
+            let found = summary.validation.unwrap();
+            assert!((found.validation_loss - validation.validation_loss).abs() < 1e-9, "{name} on {mesh}");
+            for (metric, value) in &validation.metrics {
+                assert!((found.metrics[metric] - value).abs() < 1e-8, "{name} on {mesh}: {metric}");
+            }
+            assert_eq!(found.baseline, validation.baseline, "{name} on {mesh}");
+        }
+        // From the middle of an epoch, with the same bits.
+        let middle = dir.path().join("one/checkpoints/step-00000002");
+        let resumed = run(&one, dir.path().join("resumed"), Some(middle)).unwrap();
+        assert_eq!(resumed.last_loss.to_bits(), first.last_loss.to_bits(), "{name}");
+        assert_eq!(resumed.validation, first.validation, "{name}");
+        let options = EvaluateOptions { mesh: Some("tp=2".to_owned()), ..EvaluateOptions::default() };
+        let report = evaluate(&dir.path().join("one"), &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!((report.loss - validation.validation_loss).abs() < 1e-9, "{name}");
+        for (metric, value) in &validation.metrics {
+            assert!((report.metrics[metric] - value).abs() < 1e-8, "{name}: {metric}");
+        }
+        assert_eq!(report.baseline, validation.baseline, "{name}");
+        assert!(report.baseline.is_some() || name == "spans", "{name}");
+    }
+}
+
+#[test]
+fn other_files_are_evaluated_even_where_the_training_files_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = &CASES[1];
+    write_files(dir.path(), case);
+    run(&config(dir.path(), case.text, "dp=1").unwrap(), dir.path().join("run"), None).unwrap();
+    let other = dir.path().join("other.jsonl");
+    fs::write(&other, "{\"text\": \"good\", \"label\": \"yes\"}\n{\"text\": \"bad\", \"label\": \"no\"}\n")
+        .unwrap();
+    let options = EvaluateOptions { data: vec![other.clone()], ..EvaluateOptions::default() };
+    let report = evaluate(&dir.path().join("run"), &options).unwrap();
+    assert_eq!((report.num_examples, report.baseline.as_ref().unwrap().metrics["accuracy"]), (2, 0.5));
+    fs::remove_file(dir.path().join("a.jsonl")).unwrap();
+    let without = evaluate(&dir.path().join("run"), &options).unwrap();
+    assert_eq!((without.metrics, without.baseline), (report.metrics, None));
+    fs::write(&other, "{\"text\": \"good\", \"label\": \"perhaps\"}\n").unwrap();
+    let message = evaluate(&dir.path().join("run"), &options).unwrap_err().to_string();
+    assert!(message.contains("other.jsonl:1: the label \"perhaps\" is none of the 2"), "{message}");
+}
+
+#[test]
+fn data_that_do_not_fit_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |name: &str, case: usize, file: &str, content: &str| {
+        write_files(dir.path(), &CASES[case]);
+        fs::write(dir.path().join(file), content).unwrap();
+        let config = config(dir.path(), CASES[case].text, "dp=1").unwrap();
+        let error = run(&config, dir.path().join(name), None).unwrap_err();
+        assert!(!error.is_bug() && !dir.path().join(name).exists());
+        error.to_string()
+    };
+    let message = refused("a", 1, "a.jsonl", "{\"text\": \"x\", \"label\": \"yes\"}\n{\"text\": \"x\"}\n");
+    assert!(message.contains("a.jsonl:2: no column `label`"), "{message}");
+    let message = refused("b", 1, "a.jsonl", "{\"text\": \"x\", \"label\": \"yes\"}\n");
+    assert!(message.contains("all examples have the label yes"), "{message}");
+    let message = refused("c", 2, "a.iob", "John B-PER\nlives\n");
+    assert!(message.contains("a.iob:2: 1 columns where the first line has 2"), "{message}");
+    let message = refused("d", 3, "a.tsv", "source\ttarget\none\teins\ntwo\n");
+    assert!(message.contains("a.tsv:3: 1 fields where the first line has 2"), "{message}");
+    let message = refused("e", 5, "x.idx", "PK");
+    assert!(message.contains("x.idx: ends within its header"), "{message}");
+    let message = refused("f", 1, "a.jsonl", "");
+    assert!(message.contains("label"), "{message}");
+    let message = refused("g", 0, "a.txt", " \n");
+    assert!(message.contains("no samples"), "{message}");
+}
