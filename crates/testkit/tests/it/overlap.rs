@@ -20,8 +20,8 @@ fn config(layout: &str) -> Config {
 
 /// Samples of one step of every rank, the second of two, over links of this speed.
 fn step(config: &Config, bytes_per_second: f64) -> (Program, Vec<Vec<Sample>>) {
-    let decoder = assemble::decoder(config, None).unwrap();
-    let stepper = assemble::training(config, &decoder).unwrap();
+    let built = assemble::model(config, None).unwrap();
+    let stepper = assemble::training(config, &built).unwrap();
     let origin = Instant::now();
     let by_rank = ranks::run(stepper.plan.mesh.world_size(), Duration::from_secs(60), |world| {
         let programs = vec![stepper.shared(0, &Chooser::Policy, false)?];
@@ -31,7 +31,8 @@ fn step(config: &Config, bytes_per_second: f64) -> (Program, Vec<Vec<Sample>>) {
         executor.initialise(&stepper.graph, 1)?;
         for step in 1..=2 {
             executor.start_recording(0, Box::new(move || origin.elapsed().as_secs_f64()), 1 << 16);
-            let mut batch = Synthetic { seed: 1, step, vocab_size: decoder.vocab_size };
+            let mut batch =
+                Synthetic { seed: 1, step, vocab_size: built.vocab_size, num_classes: built.num_classes };
             let scalars = [("lr", 1e-3), ("step", step as f64)];
             executor.run(0, &mut batch, &StepInput { seed: 1, step, scalars: &scalars })?;
         }
