@@ -3,7 +3,7 @@
 
 use graph::{Graph, Recompute};
 use memory::DType;
-use models::{Decoder, Family, Optimizer, OptimizerKind, Precision, Step, train_step};
+use models::{Decoder, Family, Given, Optimizer, OptimizerKind, Precision, Step, train_step};
 
 use crate::{
     BufferId, Chooser, Class, Instruction, Parallel, Phase, Plan, PlanError, Program, When, check,
@@ -44,7 +44,8 @@ fn graph_in(family: Family, tied: bool, recompute: Recompute, precision: Precisi
         clip_norm: 1.0,
     };
     let step = Step { batch: 12, sequence_length: 16 };
-    train_step(&decoder(family, tied), &optimizer, step, recompute, precision).unwrap()
+    let given = Given { key_index: false, labels: true };
+    train_step(&decoder(family, tied), &optimizer, step, &given, recompute, precision).unwrap()
 }
 
 fn layouts() -> Vec<Parallel> {
