@@ -10,7 +10,7 @@ use crate::DataError;
 
 /// Writes `path` through a temporary file beside it: write, fsync, rename, fsync of the directory.
 ///
-/// Readers see the old file or the new one, never a part; a reader that has the old file mapped keeps it. Writers in
+/// A failed write leaves nothing behind, not even the directories that it made. Readers see the old file or the new one, never a part; a reader that has the old file mapped keeps it. Writers in
 /// other threads and processes do not disturb each other: the last rename wins. A writer that is killed leaves its
 /// temporary file (`*.tmp`), which nobody reads.
 pub(crate) fn write(
@@ -21,6 +21,7 @@ pub(crate) fn write(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    let made: Vec<&Path> = directory.ancestors().take_while(|d| !d.exists()).collect();
     fs::create_dir_all(directory).map_err(|source| DataError::writing(directory, source))?;
     let (temporary, file) = create_beside(path).map_err(|source| DataError::writing(path, source))?;
     let written = (|| {
@@ -35,6 +36,8 @@ pub(crate) fn write(
     })();
     written.map_err(|source| {
         let _ = fs::remove_file(&temporary);
+        // Those that others have begun to use are not empty and stay.
+        made.iter().for_each(|directory| _ = fs::remove_dir(directory));
         DataError::writing(path, source)
     })
 }

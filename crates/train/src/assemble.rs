@@ -253,7 +253,11 @@ pub fn model(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Built, T
         Some(description) => description,
         None => describe(config, &Facts { vocab_size: tokenizer_vocab, ..Facts::default() })?,
     };
-    of_description(config, description)
+    let built = of_description(config, description)?;
+    match tokenizer_vocab.filter(|tokens| *tokens > built.vocab_size) {
+        Some(cached) => Err(data::DataError::VocabMismatch { cached, vocab_size: built.vocab_size }.into()),
+        None => Ok(built),
+    }
 }
 
 /// The model of a description for a configuration's task.

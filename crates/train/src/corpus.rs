@@ -13,6 +13,7 @@ use crate::assemble::{Built, evaluation_batch};
 use crate::config::Config;
 use crate::describe::{Facts, describe};
 use crate::error::TrainError;
+use crate::pretrained;
 use crate::tasks::{self, Examples, Known, Recipe, Shape, TaskBatch};
 use crate::text::{self, Text, TextBatch};
 
@@ -35,10 +36,29 @@ pub(crate) fn tokenizer(config: &Config) -> Result<Tokenizer, TrainError> {
     }
 }
 
+/// The configuration with what its data decide about the model, where it does not say that itself; for commands that
+/// train nothing. Without data it stays as it is.
+///
+/// # Errors
+/// As [`Source::open`].
+pub(crate) fn decided(config: &Config) -> Result<Config, TrainError> {
+    let (model, data, task) = (&config.model, &config.data, config.task);
+    let has_vocab = model.vocab_size.is_some() || task == Task::ImageClassify;
+    let has_labels = model.num_labels.is_some() || !task.has_labels();
+    let has_data = [&data.train, &data.text, &data.images].into_iter().any(|files| !files.is_empty());
+    let is_said = model.from.is_none() && has_vocab && has_labels;
+    if task == Task::CausalLm || model.described.is_some() || is_said || !has_data {
+        return Ok(config.clone());
+    }
+    let directory = pretrained::open(config)?;
+    let source = Source::open(config, directory.as_ref())?;
+    Ok(source.complete(config, directory)?.0)
+}
+
 /// What is known of a run's data before its model.
 pub(crate) enum Source {
     /// Running text, of which the tokenizer is known.
-    Text(Tokenizer),
+    Text(Box<Tokenizer>),
     /// Examples, all of them; their labels.
     Examples(Box<Examples>, Option<Known>),
 }
@@ -50,7 +70,7 @@ impl Source {
     /// Files that cannot be read or do not fit the task.
     pub fn open(config: &Config, directory: Option<&Directory>) -> Result<Source, TrainError> {
         if is_of_text(config) {
-            return Ok(Source::Text(text::tokenizer(config)?));
+            return Ok(Source::Text(Box::new(text::tokenizer(config)?)));
         }
         let described = directory.map(Directory::config);
         let labels = described.and_then(|description| description.labels()).map(|labels| &labels.names[..]);
@@ -119,7 +139,8 @@ impl Source {
     pub fn corpus(self, config: &Config, built: &Built) -> Result<Corpus, TrainError> {
         Ok(match self {
             Source::Text(tokenizer) => {
-                Corpus::Text(text::open_with(config, tokenizer, Path::new(text::CACHE_DIR))?)
+                let text = text::open_with(config, *tokenizer, Path::new(text::CACHE_DIR))?;
+                Corpus::Text(Box::new(text))
             }
             Source::Examples(examples, _) => {
                 let recipe = Recipe::new(config, built, examples.tokenizer.as_ref())?;
@@ -144,7 +165,7 @@ pub(crate) fn shape(config: &Config, description: Option<&hub::Config>) -> Optio
 #[derive(Debug)]
 pub(crate) enum Corpus {
     /// Running text.
-    Text(Text),
+    Text(Box<Text>),
     /// Examples, and how they become inputs.
     Examples { examples: Box<Examples>, recipe: Arc<Recipe> },
 }

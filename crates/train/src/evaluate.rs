@@ -166,7 +166,7 @@ fn open_text(
                 ("bits_per_byte", counted.unigram.bits_per_byte),
             ]),
         });
-        return Ok(Opened { corpus: Corpus::Text(text), has_training: true, unigram });
+        return Ok(Opened { corpus: Corpus::Text(Box::new(text)), has_training: true, unigram });
     }
     let store = Arc::new(TokenStore::open_or_build(&options.data, &tokenizer, cache, 0.0)?);
     let length = config.data.sequence_length;
@@ -179,5 +179,5 @@ fn open_text(
     };
     let all = Arc::new(all);
     let text = Text { tokenizer, train: all.clone(), heldout: Some(all) };
-    Ok(Opened { corpus: Corpus::Text(text), has_training: false, unigram: None })
+    Ok(Opened { corpus: Corpus::Text(Box::new(text)), has_training: false, unigram: None })
 }

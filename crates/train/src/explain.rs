@@ -108,6 +108,7 @@ pub(crate) struct Steps(Vec<Stepper>);
 
 impl Steps {
     fn new(config: &Config) -> Result<Steps, TrainError> {
+        let config = &corpus::decided(config)?;
         Ok(Steps(assemble::steps(config, &assemble::model(config, vocabulary(config)?)?)?))
     }
 

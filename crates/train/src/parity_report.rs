@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::assemble;
 use crate::config::Config;
+use crate::corpus;
 use crate::error::TrainError;
 use crate::explain::{arena_bytes, check_memory};
 use crate::parity::{self, Recorder, Recording};
@@ -154,7 +155,7 @@ fn judge(
 
 /// The configuration with a vocabulary: batches are synthetic, so that of the tokenizer that would be trained will do.
 pub(crate) fn with_vocabulary(config: &Config) -> Result<Config, TrainError> {
-    let mut config = config.clone();
+    let mut config = corpus::decided(config)?;
     if config.model.from.is_none() && config.model.vocab_size.is_none() {
         config.model.vocab_size = match &config.data.tokenizer {
             Some(path) => Some(data::Tokenizer::load(path)?.vocab_size()),

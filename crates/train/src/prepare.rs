@@ -55,7 +55,7 @@ pub fn prepare(config: &Config) -> Result<DataReport, TrainError> {
     let start = Instant::now();
     let directory = pretrained::open(config)?;
     let tokenizer = match Source::open(config, directory.as_ref())? {
-        Source::Text(tokenizer) => tokenizer,
+        Source::Text(tokenizer) => *tokenizer,
         Source::Examples(examples, _) => return Ok(of_examples(&examples, start)),
     };
     let text = text::open_with(config, tokenizer, Path::new(text::CACHE_DIR))?;

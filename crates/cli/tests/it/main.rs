@@ -18,3 +18,4 @@ mod parity_processes;
 mod place;
 mod refusals;
 mod runs;
+mod tasks;

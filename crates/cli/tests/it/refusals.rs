@@ -4,13 +4,13 @@ use std::fs;
 
 use crate::place::{Place, stderr, stdout};
 
-struct Case {
+pub struct Case {
     arguments: Vec<String>,
     /// What the message must contain: the place and the remedy.
     says: Vec<String>,
 }
 
-fn case(arguments: &[&str], says: &[&str]) -> Case {
+pub fn case(arguments: &[&str], says: &[&str]) -> Case {
     let owned = |all: &[&str]| all.iter().map(|s| (*s).to_owned()).collect();
     Case { arguments: owned(arguments), says: owned(says) }
 }
@@ -20,7 +20,7 @@ fn train(arguments: &[&str], says: &[&str]) -> Case {
     case(&[&["train", "small.toml"], arguments].concat(), says)
 }
 
-fn refuse(place: &Place, cases: Vec<Case>) {
+pub fn refuse(place: &Place, cases: Vec<Case>) {
     let mut wrong = Vec::new();
     for Case { arguments, says } in cases {
         let before = place.contents();

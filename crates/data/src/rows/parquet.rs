@@ -1,7 +1,10 @@
 //! Apache Parquet, by the rows of its wanted columns. The library asserts what a damaged file may break, so that what it
 //! says of places in the file is checked before, and a panic behind that is one more way to be damaged.
 
+use std::cell::Cell;
+use std::panic;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
@@ -45,10 +48,26 @@ impl Parquet {
     }
 }
 
+thread_local! {
+    /// Whether a panic of this thread is one more error of a file, and not to be printed.
+    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
 /// What the library does, with a panic as an error.
 fn guarded<T>(work: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, ParquetError> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !IS_GUARDED.get() {
+                usual(panic);
+            }
+        }));
+    });
+    IS_GUARDED.set(true);
     // Nothing that a panic leaves behind is used again: rows end behind an error.
-    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    let caught = panic::catch_unwind(panic::AssertUnwindSafe(work));
+    IS_GUARDED.set(false);
     caught.unwrap_or_else(|_| Err(ParquetError::General("it contradicts itself".to_owned())))
 }
 

@@ -309,3 +309,90 @@ impl Batch for TaskBatch {
         Fed { inputs: &self.inputs }.load(input, tile, to)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use data::{Column, ContentHash, ExampleStore};
+
+    use super::*;
+
+    fn recipe(task: Task) -> Recipe {
+        Recipe {
+            task,
+            seq: 5,
+            target_seq: 4,
+            pad: 9,
+            end: Some(1),
+            decoder_start: 7,
+            masking: None,
+            spans: None,
+            tokenizer: None,
+            image: None,
+        }
+    }
+
+    /// A batch of the given examples and one that is padding.
+    fn batch(recipe: Recipe, examples: &[&[Column<'_>]]) -> Inputs {
+        let dir = tempfile::tempdir().unwrap();
+        let key = ContentHash::of(b"examples");
+        let store = ExampleStore::open_or_build(dir.path(), &key, column::count(recipe.task), |writer| {
+            examples.iter().for_each(|columns| writer.push(columns).unwrap());
+            Ok(())
+        });
+        let split = Split::new(&Arc::new(store.unwrap()), std::slice::from_ref(&(0..examples.len())));
+        let num = examples.len() + 1;
+        let mut batch = TaskBatch::new(&Arc::new(recipe), &split, num);
+        batch.set((0..num).map(|at| (at < num - 1).then_some(at)), 1, 1);
+        batch.inputs
+    }
+
+    fn ints<'a>(inputs: &'a Inputs, name: &str) -> &'a [i32] {
+        match &inputs[name] {
+            Input::Ints(values, _) => values,
+            Input::Reals(_) => panic!("{name} is real"),
+        }
+    }
+
+    fn reals<'a>(inputs: &'a Inputs, name: &str) -> &'a [f64] {
+        match &inputs[name] {
+            Input::Reals(values) => values,
+            Input::Ints(..) => panic!("{name} is integer"),
+        }
+    }
+
+    #[test]
+    fn padding_is_hidden_and_does_not_count() {
+        let inputs = batch(recipe(Task::Classify), &[&[Column::Ints(&[3, 4, 1]), Column::Ints(&[2])]]);
+        assert_eq!(ints(&inputs, "tokens"), [3, 4, 1, 9, 9, 9, 9, 9, 9, 9]);
+        assert_eq!(ints(&inputs, "key_index"), [0, 1, 2, -1, -1, 0, -1, -1, -1, -1]);
+        assert_eq!((ints(&inputs, "targets"), reals(&inputs, "weights")), (&[2, 0][..], &[1.0, 0.0][..]));
+        assert_eq!(reals(&inputs, "select"), [1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn tags_that_are_ignored_do_not_count() {
+        let columns = [&[3, 4, 5, 1][..], &[IGNORED, 2, 0, IGNORED], &[-1, 0, 1, -1], &[2, 0], &[0; 4]];
+        let inputs = batch(recipe(Task::Tag), &[&columns.map(Column::Ints)]);
+        assert_eq!(ints(&inputs, "targets")[..5], [0, 2, 0, 0, 0]);
+        assert_eq!(reals(&inputs, "weights"), [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_decoder_reads_the_target_one_place_later() {
+        let texts = [Column::Bytes(b"a"), Column::Bytes(b"b")];
+        let full = [Column::Ints(&[3, 1]), Column::Ints(&[4, 5, 6, 1]), texts[0], texts[1]];
+        let short = [Column::Ints(&[3, 1]), Column::Ints(&[4, 1]), texts[0], texts[1]];
+        let inputs = batch(recipe(Task::Seq2Seq), &[&full, &short]);
+        assert_eq!(ints(&inputs, "target_tokens")[..8], [7, 4, 5, 6, 7, 4, 1, 9]);
+        assert_eq!(ints(&inputs, "targets")[..8], [4, 5, 6, 1, 4, 1, 0, 0]);
+        assert_eq!(reals(&inputs, "weights"), [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_causal_model_predicts_the_next_token() {
+        let inputs = batch(recipe(Task::CausalLm), &[&[Column::Ints(&[3, 4, 1])]]);
+        assert_eq!(ints(&inputs, "targets")[..5], [4, 1, 0, 0, 0]);
+        assert_eq!(reals(&inputs, "weights")[..5], [1.0, 1.0, 0.0, 0.0, 0.0]);
+        assert!(!inputs.contains_key("key_index"));
+    }
+}
