@@ -12,8 +12,12 @@ use mesh::Axis;
 
 use crate::program::{Block, BufferId, Class, Collective, Instruction, Lane, Phase, Program, When};
 
-/// Collectives under way at most. Each has one or two regions of the arena checked out, of which there is a limit.
-pub const IN_FLIGHT: usize = 64;
+/// Buckets and parts of buckets under way at most. Each has one or two regions of the arena checked out, of which there
+/// is a limit.
+const BUCKETS: usize = 64;
+
+/// Collectives of a rank under way at most: buckets, and what blocks have in the background beside them, two kinds.
+pub const IN_FLIGHT: usize = BUCKETS + 2 * crate::overlap::IN_BLOCK;
 
 /// A reduction that the update makes, of a gradient that one block completes.
 struct Reduction {
@@ -73,7 +77,7 @@ pub(crate) fn bucket(program: &mut Program, bucket_bytes: usize) {
         let (block, ready) = (bucket.members[0].block, bucket.ready());
         let here = inserted.entry(block).or_default();
         for (start, ticket, outputs) in starts(program, bucket) {
-            if in_flight.len() == IN_FLIGHT
+            if in_flight.len() == BUCKETS
                 && let Some((ticket, _)) = in_flight.pop_front()
             {
                 here.push((ready, Instruction::Wait { ticket, when: When::LastRun }));

@@ -16,6 +16,7 @@ mod legal;
 mod lower;
 #[cfg(test)]
 mod lower_tests;
+mod overlap;
 mod pack;
 mod plan;
 mod program;

@@ -264,11 +264,16 @@ impl<'a> Lowering<'a> {
         if let Some(buffer) = self.memo.get(&(block, value, target)) {
             return *buffer;
         }
-        // What is owed is paid at home, once, for all readers in the block.
+        // What is owed is paid at home, once, for all readers in the block; a gradient that ZeRO shards has one reader,
+        // and each rank is paid its part.
         let dims = self.graph.value(value).dims.clone();
         let resolved = Axis::SPACE.into_iter().fold(version.layout, |layout, axis| {
-            let owes = version.layout.get(axis).is_partial() && !target.get(axis).is_partial();
-            if owes { layout.with(axis, self.plan.home(axis, &dims)) } else { layout }
+            match (version.layout.get(axis), target.get(axis)) {
+                (Placement::Partial(_), Placement::Partial(_)) => layout,
+                (Placement::Partial(_), flat @ Placement::Shard(Dim::FLAT)) => layout.with(axis, flat),
+                (Placement::Partial(_), _) => layout.with(axis, self.plan.home(axis, &dims)),
+                _ => layout,
+            }
         });
         let may_overwrite = !self.read_while_owed(value);
         let from = match self.memo.get(&(block, value, resolved)) {
@@ -501,6 +506,7 @@ impl<'a> Lowering<'a> {
         if self.plan.narrow == DType::BF16 && self.plan.mesh.size(Axis::Mb) > 1 {
             crate::pack::pack(&mut program, |b| self.plan.local_shape(&b.dims, &b.layout));
         }
+        crate::overlap::overlap(&mut program, self.plan.bucket_bytes);
         crate::buckets::bucket(&mut program, self.plan.bucket_bytes);
         crate::addresses::assign(&mut program, &slots.num_slots, moment);
         program

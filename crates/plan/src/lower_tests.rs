@@ -352,6 +352,48 @@ fn gradients_are_reduced_in_buckets_before_the_update() {
 }
 
 #[test]
+fn sharded_gradients_and_parameters_move_in_the_background() {
+    let graph = graph(Family::Llama, false, Recompute::None);
+    let of = |zero: u8, bucket_bytes: usize| {
+        let parallel = Parallel { dp: 2, num_microbatches: 3, zero, bucket_bytes, ..Parallel::default() };
+        programs(&graph, &parallel, &Chooser::Policy).1.remove(0)
+    };
+    // Starts in a block, and how many instructions that are none of these lie between them and their waits.
+    let hidden = |program: &Program, phase: Phase, collective: &str| -> (usize, usize) {
+        let block = program.blocks.iter().find(|b| b.phase == phase).unwrap();
+        let (mut starts, mut between) = (0, 0);
+        for (at, instruction) in block.instructions.iter().enumerate() {
+            let Instruction::Start { collective: of, ticket, .. } = instruction else { continue };
+            if format!("{of:?}").starts_with(collective) {
+                let is_wait =
+                    |i: &Instruction| matches!(i, Instruction::Wait { ticket: t, .. } if t == ticket);
+                let wait = block.instructions.iter().position(is_wait).unwrap();
+                let is_work = |i: &&Instruction| matches!(i, Instruction::Compute { .. });
+                starts += 1;
+                between += usize::from(block.instructions[at..wait].iter().filter(is_work).count() > 0);
+            }
+        }
+        (starts, between)
+    };
+    for (zero, phase, collective) in [
+        (2, Phase::Backward, "ReduceScatter"),
+        (3, Phase::Backward, "ReduceScatter"),
+        (3, Phase::Forward, "AllGather"),
+        (3, Phase::Backward, "AllGather"),
+        (1, Phase::Update, "AllGather"),
+        (2, Phase::Update, "AllGather"),
+    ] {
+        let (all, plain) = hidden(&of(zero, 0), phase, collective);
+        let (same, most) = hidden(&of(zero, 1 << 20), phase, collective);
+        assert!(all > 20 && all == same && plain == 0, "zero {zero}: {all} {collective}, {plain} hidden");
+        assert!(most + 3 > all, "zero {zero}: {most} of {all} {collective} hidden");
+        // A window that holds only one gradient still lets the next gather run ahead.
+        let (_, some) = hidden(&of(zero, 1), phase, collective);
+        assert!(collective == "ReduceScatter" || phase == Phase::Update || some + 3 > all, "{some} of {all}");
+    }
+}
+
+#[test]
 fn what_is_in_flight_may_not_be_touched_nor_lie_apart() {
     let graph = graph(Family::Llama, true, Recompute::None);
     let parallel = Parallel { dp: 2, num_microbatches: 3, bucket_bytes: 9000, ..Parallel::default() };
