@@ -197,6 +197,7 @@ mod tests {
         let lengths: Vec<usize> = (0..1003).map(|i| (i * 7919) % 500).collect();
         let order = Order::Lengths(ByLength::new(&lengths, 10, 5).unwrap());
         let num_steps = 101;
+        let mut batches: Vec<Vec<usize>> = Vec::new();
         for epoch in 0..2 {
             let mut all = Vec::new();
             for step in 0..num_steps {
@@ -205,14 +206,17 @@ mod tests {
                 let of = |s: &usize| lengths[*s];
                 let spread = batch.iter().map(of).max().unwrap() - batch.iter().map(of).min().unwrap();
                 assert!(spread <= 100, "{spread}");
-                all.extend(batch);
+                all.extend(&batch);
+                batches.push(batch);
             }
             all.sort_unstable();
             all.dedup();
             assert_eq!(all.len(), 1003);
         }
-        let first: Vec<usize> = (0..50).map(|p| order.sample(p)).collect();
-        assert_ne!(first, (1010..1060).map(|p| order.sample(p)).collect::<Vec<_>>());
+        batches.iter_mut().for_each(|batch| batch.sort_unstable());
+        let again =
+            batches[num_steps as usize..].iter().filter(|b| batches[..num_steps as usize].contains(b));
+        assert!(again.count() < 5, "batches of one epoch are not those of another");
     }
 
     #[test]
