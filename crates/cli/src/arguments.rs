@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use phalanx::Config;
+use phalanx::EarlyStopping;
 use phalanx::schedule::{Times, generators};
 
 /// Trains Transformers in parallel: write the model once; a plan splits it across ranks; it trains the same.
@@ -138,13 +139,19 @@ pub struct TrainArguments {
 Examples:
   phalanx generate runs/austen-1 --prompt \"It is a truth\"
   phalanx generate runs/austen-1 --prompt \"She\" --tokens 200 --temperature 0.8 --top-k 40 --seed 7
-  phalanx generate runs/austen-1 --prompt \"She\" --mesh pp=2    the same tokens from another layout")]
+  phalanx generate runs/austen-1 --prompt \"She\" --mesh pp=2    the same tokens from another layout
+  phalanx generate t5-small --prompts questions.txt --beams 4 --best 2 --json
+
+Several continuations are written a line each, with their own line ends as \\n.")]
 pub struct GenerateArguments {
-    /// A run's directory, or one of its checkpoints
+    /// A run's directory, one of its checkpoints, or a Hugging Face directory
     pub checkpoint: PathBuf,
-    /// Text to continue
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub prompt: String,
+    /// Text to continue (of an encoder-decoder: to answer); may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, required_unless_present = "prompts")]
+    pub prompt: Vec<String>,
+    /// File with a prompt on each line, after those of --prompt; blank lines are skipped
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
     /// Tokens to write at most
     #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
     pub tokens: usize,
@@ -154,13 +161,43 @@ pub struct GenerateArguments {
     /// Draw from the K likeliest tokens only
     #[arg(long, value_name = "K", value_parser = positive, allow_negative_numbers = true)]
     pub top_k: Option<usize>,
+    /// Draw from the fewest likeliest tokens whose probabilities sum to P
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Make tokens that are there already less likely; 1 is none
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repetition_penalty: f64,
+    /// Keep the N likeliest texts at once (beam search)
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    pub beams: usize,
+    /// Power of the length that beams' scores are divided by
+    #[arg(long, value_name = "L", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub length_penalty: f64,
+    /// When a beam search is over: estimate, always, never (as early_stopping = False, True, "never" of transformers)
+    #[arg(long, value_name = "WHEN", default_value = "estimate")]
+    pub early_stopping: EarlyStopping,
+    /// Write the N best beams of each prompt
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    pub best: usize,
     /// Seed of the draws
     #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true)]
     pub seed: u64,
     /// Layout to compute in [default: the one of the checkpoint's run]
     #[arg(long, value_name = "MESH")]
     pub mesh: Option<String>,
-    /// Print prompt and continuation as one JSON document on stdout
+    /// Type to compute in [default: the run's; f32 for a Hugging Face directory]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<Dtype>,
+    /// Write on where a text would end
+    #[arg(long)]
+    pub ignore_end: bool,
+    /// Compute the whole text anew for each token, instead of keeping keys and values: to check and to compare
+    #[arg(long)]
+    pub no_cache: bool,
+    /// Say on stderr how fast it was
+    #[arg(long)]
+    pub speed: bool,
+    /// Print prompts and continuations as one JSON document on stdout
     #[arg(long)]
     pub json: bool,
 }
@@ -255,6 +292,16 @@ pub enum Dtype {
     F64,
     F32,
     Bf16,
+}
+
+impl From<Dtype> for phalanx::Precision {
+    fn from(dtype: Dtype) -> phalanx::Precision {
+        match dtype {
+            Dtype::F64 => phalanx::Precision::F64,
+            Dtype::F32 => phalanx::Precision::F32,
+            Dtype::Bf16 => phalanx::Precision::Bf16,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

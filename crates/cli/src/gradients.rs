@@ -1,19 +1,20 @@
 //! `phalanx gradients`: loss, logits and gradients of a Hugging Face checkpoint for a batch.
 
-use phalanx::{GradientsOptions, Precision};
+use phalanx::GradientsOptions;
 
-use crate::arguments::{Dtype, GradientsArguments};
+use crate::arguments::GradientsArguments;
 use crate::failure::Verdict;
 use crate::output;
 
 pub fn run(arguments: &GradientsArguments) -> anyhow::Result<Verdict> {
-    let precision = match arguments.dtype {
-        Dtype::F64 => Precision::F64,
-        Dtype::F32 => Precision::F32,
-        Dtype::Bf16 => Precision::Bf16,
-    };
     let options = GradientsOptions { mesh: arguments.mesh.clone(), task: arguments.task.clone() };
-    let report = phalanx::gradients(&arguments.from, &arguments.batch, &arguments.out, precision, &options)?;
+    let report = phalanx::gradients(
+        &arguments.from,
+        &arguments.batch,
+        &arguments.out,
+        arguments.dtype.into(),
+        &options,
+    )?;
     for (names, what) in [
         (&report.extra, "tensors of the directory are not used"),
         (&report.new, "parameters are not in the directory and were drawn anew"),

@@ -240,6 +240,15 @@ impl Tokenizer {
         self.encode_in_chunks(text, CHUNK_BYTES)
     }
 
+    /// The tokens of a text within the special tokens that the file's template puts around it, if it has one.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_framed(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let encoding = self.inner.encode_fast(text, true).map_err(refused(text))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     fn encode_in_chunks(&self, text: &str, least_bytes: usize) -> Result<Vec<u32>, DataError> {
         if !self.chunks_freely || text.len() < 2 * least_bytes {
             return self.encode_whole(text);

@@ -507,6 +507,32 @@ impl Graph {
         self.node(node).outputs[0]
     }
 
+    /// A cache under the current scope that holds nothing yet.
+    pub fn cache(&mut self, name: &str, dims: &[Dim]) -> ValueId {
+        let name = self.path(name);
+        self.declare_state(State { name, kind: StateKind::Cache, init: Init::Zeros, decay: false }, dims)
+    }
+
+    /// The cache with `rows` in their slots: see [`Op::CacheWrite`].
+    pub fn cache_write(&mut self, name: &str, cache: ValueId, rows: ValueId, slots: ValueId) -> ValueId {
+        self.elementwise(Op::CacheWrite, name, &[cache, rows, slots])
+    }
+
+    /// Attention over caches, with a bias by relative position if `bias` is given: see [`Op::CachedAttention`].
+    pub fn cached_attention(
+        &mut self,
+        name: &str,
+        [q, k, v]: [ValueId; 3],
+        distance: ValueId,
+        scale: f64,
+        bias: Option<(ValueId, Buckets)>,
+    ) -> ValueId {
+        let op = Op::CachedAttention { scale, buckets: bias.map(|(_, buckets)| buckets) };
+        let table = bias.map(|(table, _)| table);
+        let inputs: Vec<ValueId> = [q, k, v].into_iter().chain(table).chain([distance]).collect();
+        self.elementwise(op, name, &inputs)
+    }
+
     /// Inverted dropout; nothing at `p = 0`.
     pub fn dropout(&mut self, name: &str, x: ValueId, p: f64) -> ValueId {
         if p == 0.0 {

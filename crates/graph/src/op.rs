@@ -53,6 +53,8 @@ pub enum StateKind {
     Parameter,
     /// Kept by the optimizer beside a parameter.
     Moment,
+    /// Kept from the inputs of earlier steps, such as keys and values of a text so far. No checkpoint has it.
+    Cache,
 }
 
 /// A tensor that outlives the step.
@@ -188,6 +190,21 @@ pub enum Op {
         /// As in the forward.
         buckets: Buckets,
     },
+    /// `(cache, rows, slots) -> cache`, in place: rows `[batch, seq, rest...]` to their slots, `slots` `[batch, seq]`, of
+    /// `[batch, slot, rest...]`; a negative slot keeps nothing of its row.
+    CacheWrite,
+    /// `(q, k, v, [table], distance) -> o`: attention over caches k, v `[batch, slot, kv_heads, head_dim]`, without a
+    /// backward. q as in [`Op::Attention`], table as in [`Op::RelativeAttention`].
+    ///
+    /// `distance` `[batch, query, slot]` says how many positions the key in each slot lies behind the query; a negative
+    /// one that the query does not see it. So queries of one sequence may continue different texts, and positions are
+    /// run-time inputs.
+    CachedAttention {
+        /// Factor on the scores, before the bias.
+        scale: f64,
+        /// Which row of the table, if there is one.
+        buckets: Option<Buckets>,
+    },
     /// `(x) -> y`: GELU in its tanh form (Hendrycks and Gimpel, 2016).
     Gelu,
     /// `(x, dy) -> dx`.
@@ -299,6 +316,8 @@ impl Op {
             Op::AttentionBackward { .. } => "attention_backward",
             Op::RelativeAttention { .. } => "relative_attention",
             Op::RelativeAttentionBackward { .. } => "relative_attention_backward",
+            Op::CacheWrite => "cache_write",
+            Op::CachedAttention { .. } => "cached_attention",
             Op::Gelu => "gelu",
             Op::GeluBackward => "gelu_backward",
             Op::Pointwise(_) => "pointwise",
@@ -332,6 +351,7 @@ impl Op {
         match self {
             Op::Adam { .. } => &[(0, 0), (1, 2), (2, 3)],
             Op::Sgd { .. } => &[(0, 0), (1, 2)],
+            Op::CacheWrite => &[(0, 0)],
             Op::SumExpBackward { in_place: true } => &[(0, 0)],
             _ => &[],
         }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::graph::{Graph, NodeId, Place, Role, ValueId, ValueType};
-use crate::op::Op;
+use crate::op::{Op, StateKind};
 
 /// Rewrites a step, whole with backward and update, to compute in the plan's narrow type (Micikevicius et al., 2018).
 ///
@@ -15,6 +15,10 @@ pub fn mix_precision(graph: &mut Graph) {
         .filter(|id| graph.node(*id).role == Role::Update)
         .flat_map(|id| graph.node(id).inputs.clone())
         .collect();
+    // What is kept of activations is kept as they are.
+    let caches: Vec<ValueId> =
+        graph.states().filter(|(_, s)| s.kind == StateKind::Cache).map(|(v, _)| v).collect();
+    caches.into_iter().for_each(|cache| graph.set_value_type(cache, ValueType::Narrow));
     let mut casts: HashMap<ValueId, ValueId> = HashMap::new();
     let mut made = Vec::new();
     for id in graph.order().to_vec() {
@@ -85,6 +89,8 @@ fn is_narrow(op: &Op, i: usize, first: Option<ValueType>) -> bool {
         | Op::NormBackwardInput { .. }
         | Op::Rotary { .. }
         | Op::AttentionBackward { .. }
+        | Op::CacheWrite
+        | Op::CachedAttention { .. }
         | Op::Gelu
         | Op::GeluBackward
         | Op::Pointwise(_)

@@ -78,6 +78,13 @@ impl Signature {
                     .flatten()
                     .collect()
             }
+            Op::CacheWrite => {
+                [operands[0].get(1), operands[1].get(1)].into_iter().flatten().copied().collect()
+            }
+            Op::CachedAttention { buckets, .. } => {
+                let table = buckets.and_then(|_| operands[3].first());
+                [operands[1].get(1), operands[0].last(), table].into_iter().flatten().copied().collect()
+            }
             Op::Rename { from, to } => vec![*from, *to],
             Op::ClipScale { .. } | Op::Stack | Op::Share => all.clone(),
             _ => vec![],

@@ -26,6 +26,8 @@ mod sealed {
         ) -> Self::Vector<S>;
         /// The sum, accumulated in several vectors of this type: for short slices.
         fn sum_short<S: Simd>(simd: S, x: &[Self]) -> f64;
+        /// The sum of products, accumulated in several vectors of this type: for short slices of one length.
+        fn dot_short<S: Simd>(simd: S, x: &[Self], y: &[Self]) -> Self;
         /// The maximum of `x` and `start`; NaN in `x` is passed over.
         fn max_short<S: Simd>(simd: S, x: &[Self], start: Self) -> Self;
     }
@@ -67,6 +69,24 @@ mod sealed {
                     }
                     let sum = simd.$add(simd.$add(sums[0], sums[1]), simd.$add(sums[2], sums[3]));
                     rest.iter().fold(f64::from(simd.$sum_of(sum)), |sum, &x| sum + f64::from(x))
+                }
+                #[inline(always)]
+                fn dot_short<S: Simd>(simd: S, x: &[Self], y: &[Self]) -> Self {
+                    let (x, x_rest) = S::$as_simd(x);
+                    let (y, y_rest) = S::$as_simd(y);
+                    let (x_groups, x_last) = x.as_chunks::<4>();
+                    let (y_groups, y_last) = y.as_chunks::<4>();
+                    let mut sums = [simd.$splat(0.0); 4];
+                    for (x, y) in x_groups.iter().zip(y_groups) {
+                        for (sum, (&x, &y)) in sums.iter_mut().zip(x.iter().zip(y)) {
+                            *sum = simd.$mul_add(x, y, *sum);
+                        }
+                    }
+                    for (sum, (&x, &y)) in sums.iter_mut().zip(x_last.iter().zip(y_last)) {
+                        *sum = simd.$mul_add(x, y, *sum);
+                    }
+                    let sum = simd.$add(simd.$add(sums[0], sums[1]), simd.$add(sums[2], sums[3]));
+                    x_rest.iter().zip(y_rest).fold(simd.$sum_of(sum), |sum, (x, y)| sum + x * y)
                 }
                 #[inline(always)]
                 fn max_short<S: Simd>(simd: S, x: &[Self], start: Self) -> Self {

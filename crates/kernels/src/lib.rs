@@ -15,6 +15,7 @@ mod activation;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+mod attention_cached;
 mod cpu;
 mod elementwise;
 mod embedding;
@@ -45,11 +46,14 @@ pub use attention::relative::{
 pub use attention::{
     AttentionDropout, AttentionShape, attention_backward, attention_forward, attention_scratch,
 };
+pub use attention_cached::{CachedShape, cache_write, cached_attention};
 pub use cpu::{Cpu, InstructionSet};
 pub use elementwise::{accumulate, add, add_bias, cast};
 pub use embedding::{NOT_LOCAL, embedding_backward, embedding_forward};
 pub use float::Float;
-pub use gemm::{Base, gemm, gemm_prepacked, gemm_scratch_bytes, pack_weight, packed_len};
+pub use gemm::{
+    Base, FEW_ROWS, gemm, gemm_few_rows, gemm_prepacked, gemm_scratch_bytes, pack_weight, packed_len,
+};
 pub use layout::{pack, unpack};
 pub use loss::{row_max, sum_exp, sum_exp_backward, token_loss, token_loss_backward};
 pub use norm::{NormKind, add_norm_forward, norm_backward_input, norm_backward_weight, norm_forward};

@@ -3,9 +3,10 @@
 //! Accumulation is in `f64`, whatever the element type. Maxima over the vocabulary are in `loss`.
 
 use crate::cpu::Cpu;
-use crate::float::Float;
+use crate::float::{Float, Sealed};
 use crate::parts::{CHEAP, LINE, Loop, Shared, min_rows, part_index};
-use crate::storage::Storage;
+use crate::storage::{BLOCK, Buffer, Storage};
+use pulp::Simd;
 use std::ops::Range;
 
 /// Columns summed at a time; their partial sums sit on the stack (8 KiB). Many, so that rows are read in long runs.
@@ -51,6 +52,17 @@ pub(crate) fn lane_sum<A: Copy, B: Copy, C: Copy>(
         width /= 2;
     }
     lanes[0]
+}
+
+/// The sum of products of two slices of one length, in the wide type.
+#[inline(always)]
+pub(crate) fn dot<S: Storage, V: Simd>(simd: V, a: &[S], b: &[S]) -> S::Wide {
+    let (mut wide_a, mut wide_b) = (Buffer::new(), Buffer::new());
+    let mut sum = S::Wide::ZERO;
+    for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
+        sum += S::Wide::dot_short(simd, S::wide_block(a, &mut wide_a), S::wide_block(b, &mut wide_b));
+    }
+    sum
 }
 
 /// Sums over the middle dim.

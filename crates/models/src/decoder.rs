@@ -5,6 +5,7 @@ use std::sync::Arc;
 use graph::{Dim, Graph, Init, NormKind, Op, Place, ValueId};
 
 use crate::attention;
+use crate::cache::Cache;
 use crate::parts::{self, STD};
 use crate::pointwise::Activation;
 
@@ -132,6 +133,8 @@ pub(crate) struct Inputs {
     pub positions: ValueId,
     /// Position of each key, or -1 if it is padding; none if there is no padding.
     pub key_index: Option<ValueId>,
+    /// Keys and values that are kept from step to step, if they are.
+    pub cache: Option<Cache>,
 }
 
 impl Decoder {

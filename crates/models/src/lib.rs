@@ -7,8 +7,10 @@
 
 mod attention;
 mod bert;
+mod cache;
 mod decoder;
 mod encoder;
+mod generation;
 mod optimizer;
 mod parts;
 mod pointwise;
@@ -20,10 +22,11 @@ mod vit;
 pub use bert::{Bert, BertHead};
 pub use decoder::{Decoder, Family, ModelError, Rotation, Variant};
 pub use encoder::Encoder;
+pub use generation::{Decoding, Generator, decode_step, next_token_step, prefill_step};
 pub use optimizer::{Optimizer, OptimizerKind};
 pub use parts::Widths;
 pub use pointwise::Activation;
-pub use step::{Precision, Step, evaluate_step, next_target_step, next_token_step, train_step};
+pub use step::{Precision, Step, evaluate_step, train_step};
 pub use t5::{FeedForward, T5};
 pub use task::{Forward, Given, Loss, Model, gradients_step, logits_step};
 pub use vit::Vit;

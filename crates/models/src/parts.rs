@@ -108,11 +108,19 @@ pub(crate) fn project(
     [from, to]: [Dim; 2],
     has_bias: bool,
 ) -> [ValueId; 3] {
-    let (head, key_head) = ([d.kv_heads, d.group, d.head_dim], [d.kv_heads, d.head_dim]);
-    let q = linear(g, "query", x, &[d.embed], &head, has_bias);
-    let k = linear(g, "key", context, &[d.embed], &key_head, has_bias);
-    let v = linear(g, "value", context, &[d.embed], &key_head, has_bias);
+    let q = queries(g, d, x, has_bias);
+    let [k, v] = keys_and_values(g, d, context, has_bias);
     [q, g.rename("key.context", k, from, to), g.rename("value.context", v, from, to)]
+}
+
+/// Queries of `x`.
+pub(crate) fn queries(g: &mut Graph, d: &Dims, x: ValueId, has_bias: bool) -> ValueId {
+    linear(g, "query", x, &[d.embed], &[d.kv_heads, d.group, d.head_dim], has_bias)
+}
+
+/// Keys and values of `context`.
+pub(crate) fn keys_and_values(g: &mut Graph, d: &Dims, context: ValueId, has_bias: bool) -> [ValueId; 2] {
+    ["key", "value"].map(|name| linear(g, name, context, &[d.embed], &[d.kv_heads, d.head_dim], has_bias))
 }
 
 /// The heads' results brought back to the stream.

@@ -1,10 +1,8 @@
 //! Whole steps: what a run executes once per batch, as one graph each.
 
-use graph::{Graph, GraphError, Op, Place, Recompute, Role, StateKind, ValueId, ValueType};
+use graph::{Graph, GraphError, Op, Place, Recompute, Role, StateKind, ValueId};
 
-use crate::decoder::{Decoder, Inputs};
 use crate::optimizer::{Optimizer, stack};
-use crate::t5::T5;
 use crate::task::{Forward, Given, Model};
 
 /// Extents of a step, over all ranks and microbatches.
@@ -89,44 +87,12 @@ pub fn evaluate_step(
     g
 }
 
-/// Scores of the token behind one position of each target of an encoder-decoder. The input `select` `[batch,
-/// target_seq]` is 1 at that position and 0 elsewhere. Output: `logits` `[batch, vocab]`, on every rank.
-pub fn next_target_step(model: &T5, step: Step, given: &Given, precision: Precision) -> Graph {
-    let mut g = Graph::new();
-    let Forward { outputs, .. } = model.forward(&mut g, step, &Given { labels: false, ..*given });
-    let logits = outputs[0].1;
-    let rows = g.value(logits).dims[..2].to_vec();
-    let select = g.input("select", &rows, ValueType::Float);
-    let chosen = g.weighted_sum("head.chosen", logits, select);
-    share_logits(&mut g, chosen);
-    mix(&mut g, precision);
-    g
-}
-
-fn share_logits(g: &mut Graph, logits: ValueId) {
+/// Gives scores to every rank, as the output `logits`.
+pub(crate) fn share_logits(g: &mut Graph, logits: ValueId) {
     g.set_role(Role::Update);
     g.set_place(Place::Everywhere);
     let shared = g.elementwise(Op::Share, "head.shared", &[logits]);
     g.mark_output("logits", shared);
-}
-
-/// Logits of the next token after one position of each sequence. The input `select` is 1 at that position and 0
-/// elsewhere. Output: `logits` `[batch, vocab]`, on every rank.
-pub fn next_token_step(model: &Decoder, step: Step, precision: Precision) -> Graph {
-    let mut g = Graph::new();
-    g.set_role(Role::Forward);
-    let d = model.dims(&mut g, step.batch, step.sequence_length);
-    g.set_place(Place::Everywhere);
-    let tokens = g.input("tokens", &[d.batch, d.seq], ValueType::Int);
-    let positions = g.input("positions", &[d.batch, d.seq], ValueType::Int);
-    let select = g.input("select", &[d.batch, d.seq], ValueType::Float);
-    let (x, table) = model.body(&mut g, &d, &Inputs { tokens, positions, key_index: None });
-    let x = model.final_norm(&mut g, x);
-    let chosen = g.weighted_sum("head.chosen", x, select);
-    let logits = model.logits(&mut g, &d, chosen, table, &[d.batch, d.vocab]);
-    share_logits(&mut g, logits);
-    mix(&mut g, precision);
-    g
 }
 
 pub(crate) fn mix(g: &mut Graph, precision: Precision) {

@@ -3,6 +3,8 @@
 
 use graph::{Buckets, Dim, Graph, Init, NormKind, Op, Place, Role, ValueId, ValueType};
 
+use crate::cache::Cache;
+use crate::generation::{Decoding, Generator};
 use crate::parts::{self, Dims, STD, Widths};
 use crate::pointwise::Activation;
 use crate::step::Step;
@@ -55,10 +57,13 @@ struct Stack {
     dims: Dims,
     /// Padding of its own keys.
     key_index: Option<ValueId>,
+    /// Its own keys and values, if they are kept from step to step.
+    cache: Option<Cache>,
     is_decoder: bool,
 }
 
-/// What the decoder reads of the encoder.
+/// What the encoder wrote.
+#[derive(Clone, Copy)]
 struct Encoded {
     output: ValueId,
     seq: Dim,
@@ -66,12 +71,21 @@ struct Encoded {
     key_index: Option<ValueId>,
 }
 
+/// What the decoder reads of the encoder.
+#[derive(Clone, Copy)]
+enum Source {
+    /// Its output.
+    Encoded(Encoded),
+    /// Keys and values that every layer keeps: of the output, where there is one, else of an earlier step.
+    Kept(Cache, Option<Encoded>),
+}
+
 impl T5 {
     fn norm(&self, g: &mut Graph, x: ValueId) -> ValueId {
         parts::norm(g, NormKind::Rms, self.norm_eps, x)
     }
 
-    fn layers(&self, g: &mut Graph, stack: &Stack, encoded: Option<&Encoded>, mut x: ValueId) -> ValueId {
+    fn layers(&self, g: &mut Graph, stack: &Stack, source: Option<Source>, mut x: ValueId) -> ValueId {
         let d = &stack.dims;
         let buckets = g.dim("buckets", self.num_buckets);
         g.mark_stream(x);
@@ -83,8 +97,8 @@ impl T5 {
             });
             x = g.scoped(&format!("{}.layers.{layer}", stack.name), |g| {
                 let x = g.scoped("attention", |g| self.self_attention(g, stack, table, x));
-                let x = match encoded {
-                    Some(encoded) => g.scoped("cross_attention", |g| self.cross_attention(g, d, encoded, x)),
+                let x = match source {
+                    Some(source) => g.scoped("cross_attention", |g| self.cross_attention(g, d, source, x)),
                     None => x,
                 };
                 g.scoped("mlp", |g| self.mlp(g, d, x))
@@ -97,21 +111,57 @@ impl T5 {
     fn self_attention(&self, g: &mut Graph, stack: &Stack, table: ValueId, x: ValueId) -> ValueId {
         let d = &stack.dims;
         let normed = self.norm(g, x);
-        let [q, k, v] = parts::project(g, d, normed, normed, [d.seq, d.key_seq], false);
         let buckets = Buckets { max_distance: self.max_distance, bidirectional: !stack.is_decoder };
-        let qkv = [q, k, v, table];
-        let o = g.relative_attention("core", qkv, stack.key_index, stack.is_decoder, 1.0, buckets);
+        let o = match stack.cache {
+            Some(cache) => {
+                let q = parts::queries(g, d, normed, false);
+                let new = parts::keys_and_values(g, d, normed, false);
+                let kept = cache.write(g, new);
+                Self::over_cache(g, q, kept, &cache, Some((table, buckets)))
+            }
+            None => {
+                let [q, k, v] = parts::project(g, d, normed, normed, [d.seq, d.key_seq], false);
+                let qkv = [q, k, v, table];
+                g.relative_attention("core", qkv, stack.key_index, stack.is_decoder, 1.0, buckets)
+            }
+        };
         let y = parts::output(g, d, o, false);
         g.add("residual", &[x, y])
     }
 
-    fn cross_attention(&self, g: &mut Graph, d: &Dims, encoded: &Encoded, x: ValueId) -> ValueId {
+    fn cross_attention(&self, g: &mut Graph, d: &Dims, source: Source, x: ValueId) -> ValueId {
         let normed = self.norm(g, x);
-        let context = [encoded.seq, encoded.key_seq];
-        let [q, k, v] = parts::project(g, d, normed, encoded.output, context, false);
-        let o = g.attention("core", q, k, v, encoded.key_index, false, 1.0, 0.0);
+        let o = match source {
+            Source::Encoded(encoded) => {
+                let context = [encoded.seq, encoded.key_seq];
+                let [q, k, v] = parts::project(g, d, normed, encoded.output, context, false);
+                g.attention("core", q, k, v, encoded.key_index, false, 1.0, 0.0)
+            }
+            Source::Kept(cache, encoded) => {
+                let q = parts::queries(g, d, normed, false);
+                let kept = match encoded {
+                    Some(encoded) => {
+                        let new = parts::keys_and_values(g, d, encoded.output, false);
+                        cache.write(g, new)
+                    }
+                    None => cache.read(g, [d.batch, d.kv_heads, d.head_dim]),
+                };
+                Self::over_cache(g, q, kept, &cache, None)
+            }
+        };
         let y = parts::output(g, d, o, false);
         g.add("residual", &[x, y])
+    }
+
+    fn over_cache(
+        g: &mut Graph,
+        q: ValueId,
+        [k, v]: [ValueId; 2],
+        cache: &Cache,
+        bias: Option<(ValueId, Buckets)>,
+    ) -> ValueId {
+        let distance = cache.distance.expect("the decoder says what it sees");
+        g.cached_attention("core", [q, k, v], distance, 1.0, bias)
     }
 
     fn mlp(&self, g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
@@ -137,64 +187,151 @@ impl T5 {
     }
 }
 
-impl Model for T5 {
-    fn forward(&self, g: &mut Graph, step: Step, given: &Given) -> Forward {
-        g.set_role(Role::Forward);
-        let source = Dims::new(g, step.batch, step.sequence_length, &self.widths);
-        let target = Dims {
-            seq: g.dim("target_seq", self.target_length),
-            key_seq: g.dim("target_key_seq", self.target_length),
-            ..Dims::new(g, step.batch, step.sequence_length, &self.widths)
-        };
+impl T5 {
+    /// Dims of the encoder's tensors.
+    fn source_dims(&self, g: &mut Graph, batch: usize, seq: usize) -> Dims {
+        Dims::new(g, batch, seq, &self.widths)
+    }
+
+    /// Dims of the decoder's tensors.
+    fn target_dims(&self, g: &mut Graph, source: &Dims, target_length: usize) -> Dims {
+        let seq = g.dim("target_seq", target_length);
+        let key_seq = g.dim("target_key_seq", target_length);
+        Dims { seq, key_seq, ..*source }
+    }
+
+    /// The table of all tokens.
+    fn table(&self, g: &mut Graph, d: &Dims) -> ValueId {
         let vocab = g.dim("vocab", self.vocab_size);
-        g.set_place(Place::Everywhere);
-        let tokens = g.input("tokens", &[source.batch, source.seq], ValueType::Int);
-        let target_tokens = g.input("target_tokens", &[target.batch, target.seq], ValueType::Int);
-        let key_index = parts::key_index(g, given.key_index, [source.batch, source.key_seq]);
-        let (batch, target_seq, embed) = (target.batch, target.seq, target.embed);
         g.set_place(Place::Layer(0));
-        let (x, y, table) = g.scoped("embedding", |g| {
-            let table = g.parameter("token", &[vocab, embed], Init::Normal { std: 1.0 }, true);
-            (g.embedding("tokens", table, tokens), g.embedding("targets", table, target_tokens), table)
-        });
-        let (seq, key_seq) = (source.seq, source.key_seq);
+        let init = Init::Normal { std: 1.0 };
+        g.scoped("embedding", |g| g.parameter("token", &[vocab, d.embed], init, true))
+    }
+
+    fn embed(&self, g: &mut Graph, name: &str, table: ValueId, tokens: ValueId) -> ValueId {
+        g.set_place(Place::Layer(0));
+        g.scoped("embedding", |g| g.embedding(name, table, tokens))
+    }
+
+    fn encode(&self, g: &mut Graph, d: Dims, key_index: Option<ValueId>, x: ValueId) -> Encoded {
+        let (seq, key_seq) = (d.seq, d.key_seq);
         let encoder = Stack {
             name: "encoder",
             num_layers: self.num_layers,
             first: 1,
-            dims: source,
+            dims: d,
             key_index,
+            cache: None,
             is_decoder: false,
         };
         let x = self.layers(g, &encoder, None, x);
         let output = g.scoped("encoder", |g| self.norm(g, x));
         g.mark_stream(output);
-        let encoded = Encoded { output, seq, key_seq, key_index };
+        Encoded { output, seq, key_seq, key_index }
+    }
+
+    fn decoded(&self, g: &mut Graph, d: Dims, cache: Option<Cache>, source: Source, y: ValueId) -> ValueId {
         let decoder = Stack {
             name: "decoder",
             num_layers: self.num_decoder_layers,
             first: 1 + self.num_layers,
-            dims: target,
+            dims: d,
             key_index: None,
+            cache,
             is_decoder: true,
         };
-        let y = self.layers(g, &decoder, Some(&encoded), y);
+        self.layers(g, &decoder, Some(source), y)
+    }
+
+    /// Scores of tokens behind each position, or behind those that `select` marks.
+    fn head(&self, g: &mut Graph, y: ValueId, table: ValueId, select: Option<ValueId>) -> ValueId {
         g.set_place(Place::Layer(1 + self.num_layers + self.num_decoder_layers));
-        let logits = g.scoped("head", |g| {
+        g.scoped("head", |g| {
             let mut y = self.norm(g, y);
+            if let Some(select) = select {
+                y = g.weighted_sum("chosen", y, select);
+            }
             if self.scale_output {
                 y = parts::scaled(g, y, 1.0 / (self.widths.embed as f64).sqrt());
             }
+            let [vocab, embed] = g.value(table).dims[..] else { unreachable!("a table is a matrix") };
             let weight = match self.tied {
                 true => table,
                 false => g.parameter("weight", &[vocab, embed], Init::Normal { std: STD }, true),
             };
-            g.contract("logits", y, weight, &[batch, target_seq, vocab])
+            let mut dims = g.value(y).dims.clone();
+            dims.pop();
+            dims.push(vocab);
+            g.contract("logits", y, weight, &dims)
+        })
+    }
+
+    /// Scores of the targets of a batch: at every position, or where the input `select` says.
+    fn scores(&self, g: &mut Graph, step: Step, has_key_index: bool, selects: bool) -> ValueId {
+        let source = self.source_dims(g, step.batch, step.sequence_length);
+        let target = self.target_dims(g, &source, self.target_length);
+        g.set_place(Place::Everywhere);
+        let rows = [target.batch, target.seq];
+        let tokens = g.input("tokens", &[source.batch, source.seq], ValueType::Int);
+        let target_tokens = g.input("target_tokens", &rows, ValueType::Int);
+        let key_index = parts::key_index(g, has_key_index, [source.batch, source.key_seq]);
+        let select = selects.then(|| g.input("select", &rows, ValueType::Float));
+        let table = self.table(g, &source);
+        let x = self.embed(g, "tokens", table, tokens);
+        let y = self.embed(g, "targets", table, target_tokens);
+        let encoded = self.encode(g, source, key_index, x);
+        let y = self.decoded(g, target, None, Source::Encoded(encoded), y);
+        self.head(g, y, table, select)
+    }
+
+    /// Scores of the token behind each continuation; the prompts are `read` now, or were in an earlier step.
+    fn scores_over_caches(&self, g: &mut Graph, extents: &Decoding, beams: usize, read: bool) -> ValueId {
+        let source = self.source_dims(g, extents.batch, extents.prompt_length);
+        let target = self.target_dims(g, &source, beams);
+        let (slot, source_slot) = (g.dim("slot", extents.slots), g.dim("source_slot", extents.prompt_length));
+        g.set_place(Place::Everywhere);
+        let rows = [target.batch, target.seq];
+        let [target_tokens, slots] =
+            ["target_tokens", "slots"].map(|name| g.input(name, &rows, ValueType::Int));
+        let [distance, source_distance] = [("distance", slot), ("source_distance", source_slot)]
+            .map(|(name, slot)| g.input(name, &[target.batch, target.seq, slot], ValueType::Int));
+        let table = self.table(g, &source);
+        let key_index = parts::key_index(g, read, [source.batch, source.key_seq]);
+        let encoded = key_index.map(|key_index| {
+            let tokens = g.input("tokens", &[source.batch, source.seq], ValueType::Int);
+            let x = self.embed(g, "tokens", table, tokens);
+            self.encode(g, Dims { ..source }, Some(key_index), x)
         });
+        let y = self.embed(g, "targets", table, target_tokens);
+        let cache = Cache { slot, slots: Some(slots), distance: Some(distance) };
+        let of_source = Cache { slot: source_slot, slots: key_index, distance: Some(source_distance) };
+        let y = self.decoded(g, target, Some(cache), Source::Kept(of_source, encoded), y);
+        self.head(g, y, table, None)
+    }
+}
+
+impl Model for T5 {
+    fn forward(&self, g: &mut Graph, step: Step, given: &Given) -> Forward {
+        g.set_role(Role::Forward);
+        let logits = self.scores(g, step, given.key_index, false);
         Forward { outputs: vec![("logits", logits)], loss: given.labels.then(|| loss(g, logits)) }
     }
 
     fn num_layers(&self) -> usize {
         self.num_layers + self.num_decoder_layers
+    }
+}
+
+impl Generator for T5 {
+    fn next_token(&self, g: &mut Graph, step: Step) -> ValueId {
+        self.scores(g, step, true, true)
+    }
+
+    fn prefill(&self, g: &mut Graph, extents: &Decoding) -> ValueId {
+        self.scores_over_caches(g, extents, 1, true)
+    }
+
+    fn decode(&self, g: &mut Graph, extents: &Decoding) -> ValueId {
+        self.scores_over_caches(g, extents, extents.beams, false)
     }
 }

@@ -52,7 +52,7 @@ impl Model for Decoder {
         let tokens = g.input("tokens", &[d.batch, d.seq], ValueType::Int);
         let positions = g.input("positions", &[d.batch, d.seq], ValueType::Int);
         let key_index = given.key_index.then(|| g.input("key_index", &[d.batch, d.key_seq], ValueType::Int));
-        let (x, table) = self.body(g, &d, &Inputs { tokens, positions, key_index });
+        let (x, table) = self.body(g, &d, &Inputs { tokens, positions, key_index, cache: None });
         let x = self.final_norm(g, x);
         let logits = self.logits(g, &d, x, table, &[d.batch, d.seq, d.vocab]);
         Forward { outputs: vec![("logits", logits)], loss: given.labels.then(|| loss(g, logits)) }

@@ -62,7 +62,9 @@ pub use ::train::explain::{
     Communication, Explanation, ParameterPlacement, RankBytes, StageListing, explain, listing,
 };
 pub use ::train::export::{ExportOptions, ExportReport, export};
-pub use ::train::generate::{GenerateOptions, generate};
+pub use ::train::generate::{
+    Continuation, EarlyStopping, GenerateOptions, Generated, Written, generate, generate_tokens,
+};
 pub use ::train::gradients::{GradientsOptions, GradientsReport, gradients};
 pub use ::train::parity_report::{LayoutReport, ParityReport, all_layouts, compare, compare_in};
 pub use ::train::prepare::{DataReport, prepare};

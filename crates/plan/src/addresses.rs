@@ -12,8 +12,9 @@ pub(crate) fn assign(program: &mut Program, num_slots: &[usize], is_moment: impl
     let moments: BTreeSet<BufferId> =
         program.states.iter().filter(|(name, _)| is_moment(name)).map(|(_, b)| *b).collect();
     let accumulators = accumulators(program);
-    let states: Vec<BufferId> = program.states.iter().map(|(_, b)| *b).collect();
-    let outlive: Vec<BufferId> = states.into_iter().chain(program.derived.iter().map(|(_, b)| *b)).collect();
+    let beside_states: BTreeSet<BufferId> =
+        program.caches.iter().chain(&program.derived).map(|(_, b)| *b).collect();
+    let outlive: Vec<BufferId> = program.outlives().map(|(_, b)| *b).collect();
     let in_buckets = in_buckets(program);
     let apart: BTreeSet<BufferId> = outlive.iter().chain(&in_buckets).copied().collect();
     let rest = (0..program.buffers.len() as u32).map(BufferId).filter(|b| !apart.contains(b));
@@ -30,12 +31,11 @@ pub(crate) fn assign(program: &mut Program, num_slots: &[usize], is_moment: impl
             Class::Slot(stage) => Region::Slot(stage),
             Class::Temp => continue,
         };
-        let derived = buffer.class == Class::Derived;
         let offset = next.entry(region).or_default();
         buffer.offset = *offset;
         *offset += buffer.bytes();
         match region {
-            Region::State if derived => memory.buffers_bytes += buffer.bytes(),
+            Region::State if beside_states.contains(&id) => memory.buffers_bytes += buffer.bytes(),
             Region::State if moments.contains(&id) => memory.optimizer_bytes += buffer.bytes(),
             Region::State => memory.parameters_bytes += buffer.bytes(),
             Region::Step if accumulators.contains(&id) => memory.gradients_bytes += buffer.bytes(),

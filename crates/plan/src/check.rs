@@ -28,7 +28,7 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
         waiting: BTreeMap::new(),
         in_flight: BTreeMap::new(),
     };
-    for (_, buffer) in &program.states {
+    for (_, buffer) in program.states.iter().chain(&program.caches) {
         checker.content.insert(*buffer, program.buffer(*buffer).layout);
     }
     let order = [

@@ -59,6 +59,7 @@ pub(crate) struct Lowering<'a> {
     blocks: Vec<Block>,
     groups: Vec<GroupKey>,
     states: Vec<(String, BufferId)>,
+    caches: Vec<(String, BufferId)>,
     derived: Vec<(String, BufferId)>,
     outputs: Vec<(String, BufferId)>,
     num_tickets: usize,
@@ -99,6 +100,7 @@ impl<'a> Lowering<'a> {
             blocks: vec![],
             groups: vec![],
             states: vec![],
+            caches: vec![],
             derived: vec![],
             outputs: vec![],
             num_tickets: 0,
@@ -246,7 +248,10 @@ impl<'a> Lowering<'a> {
         let layout = self.plan.state_layout(&dims, kind);
         let buffer = self.new_buffer(value, &dims, layout);
         self.set_class(buffer, Class::State);
-        self.states.push((name, buffer));
+        match kind {
+            StateKind::Cache => self.caches.push((name, buffer)),
+            StateKind::Parameter | StateKind::Moment => self.states.push((name, buffer)),
+        }
         let version = Version { layout, buffer };
         self.set_canonical(value, version);
         Some(version)
@@ -334,6 +339,7 @@ impl<'a> Lowering<'a> {
         }
         let block = self.block_of(&node);
         self.compute(block, &node, &node.inputs);
+        self.write_back(block, &node);
         for value in &node.outputs {
             self.leave(block, *value, &node);
         }
@@ -473,6 +479,7 @@ impl<'a> Lowering<'a> {
             });
         }
         self.states.sort_by(|a, b| a.0.cmp(&b.0));
+        self.caches.sort_by(|a, b| a.0.cmp(&b.0));
         self.derived.sort_by(|a, b| a.0.cmp(&b.0));
         let slots = self.plan.schedule.slots();
         let actions = self.plan.schedule.ranks[self.pipeline_rank]
@@ -487,6 +494,7 @@ impl<'a> Lowering<'a> {
             actions,
             groups: self.groups,
             states: self.states,
+            caches: self.caches,
             derived: self.derived,
             outputs: self.outputs,
             num_tickets: self.num_tickets,

@@ -220,11 +220,12 @@ impl Plan {
 
     /// Layout of a state tensor between steps.
     pub fn state_layout(&self, dims: &[Dim], kind: StateKind) -> Layout {
-        let which = match kind {
-            StateKind::Parameter => StateHome::Store,
-            StateKind::Moment => StateHome::Optimizer,
+        let home = |axis| match kind {
+            StateKind::Parameter => self.state_home(axis, dims, StateHome::Store),
+            StateKind::Moment => self.state_home(axis, dims, StateHome::Optimizer),
+            StateKind::Cache => self.home(axis, dims),
         };
-        Axis::ALL.into_iter().fold(Layout::WHOLE, |l, a| l.with(a, self.state_home(a, dims, which)))
+        Axis::ALL.into_iter().fold(Layout::WHOLE, |l, a| l.with(a, home(a)))
     }
 
     fn name_holders(&self, graph: &Graph) -> HashMap<String, usize> {

@@ -1,6 +1,7 @@
 //! The Program: typed buffers, blocks of instructions per (stage, phase), and actions. Pure data; the executor is one
 //! loop with one `match` over it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use graph::{Dim, Op};
@@ -406,7 +407,7 @@ pub struct ProgramMemory {
     pub optimizer_bytes: usize,
     /// Values kept from forward to backward, over all slots.
     pub activations_bytes: usize,
-    /// Temporaries of the largest block, and results kept through the step.
+    /// Temporaries of the largest block, caches, and results kept through the step.
     pub buffers_bytes: usize,
 }
 
@@ -436,15 +437,17 @@ pub struct Program {
     pub actions: Vec<(Action, usize)>,
     /// Groups that collectives name.
     pub groups: Vec<GroupKey>,
-    /// State buffers by name.
+    /// State buffers by name, but for caches: what checkpoints hold.
     pub states: Vec<(String, BufferId)>,
-    /// Buffers that follow from states alone, by name; they lie behind the states.
+    /// State buffers of caches, by name; they lie behind the states.
+    pub caches: Vec<(String, BufferId)>,
+    /// Buffers that follow from states alone, by name; they lie behind the states and caches.
     pub derived: Vec<(String, BufferId)>,
     /// Results that can be read after a step, by name.
     pub outputs: Vec<(String, BufferId)>,
     /// Number of tickets.
     pub num_tickets: usize,
-    /// Bytes of states and of what is derived from them (the first part of the arena).
+    /// Bytes of states, caches and what is derived from states (the first part of the arena).
     pub state_bytes: usize,
     /// Bytes of the step region.
     pub step_bytes: usize,
@@ -490,12 +493,26 @@ impl Program {
         whole.into_iter().chain(halves.into_iter().flatten().flatten())
     }
 
-    /// Whether a step's update leaves everything derived up to date.
+    /// Whether a step's update changes states.
+    pub fn update_changes_states(&self) -> bool {
+        let written = self.written_by_update();
+        self.states.iter().any(|(_, id)| written.contains(&self.buffer(*id).storage))
+    }
+
+    /// Whether a step's update writes everything derived.
     pub fn update_derives(&self) -> bool {
-        let update = self.block(None, Phase::Update).map_or(&[][..], |b| &b.instructions);
-        let written: Vec<BufferId> =
-            update.iter().flat_map(|i| i.uses().1).map(|id| self.buffer(id).storage).collect();
+        let written = self.written_by_update();
         self.derived.iter().all(|(_, id)| written.contains(&self.buffer(*id).storage))
+    }
+
+    fn written_by_update(&self) -> BTreeSet<BufferId> {
+        let update = self.block(None, Phase::Update).map_or(&[][..], |b| &b.instructions);
+        update.iter().flat_map(|i| i.uses().1).map(|id| self.buffer(id).storage).collect()
+    }
+
+    /// Every buffer that outlives the step, in the order of their addresses.
+    pub fn outlives(&self) -> impl Iterator<Item = &(String, BufferId)> {
+        self.states.iter().chain(&self.caches).chain(&self.derived)
     }
 
     /// The named result.

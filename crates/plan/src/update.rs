@@ -107,7 +107,7 @@ impl Lowering<'_> {
     }
 
     /// Brings updated states that were changed in another layout back into their buffers.
-    fn write_back(&mut self, block: usize, node: &Node) {
+    pub(super) fn write_back(&mut self, block: usize, node: &Node) {
         for (result, operand) in node.op.in_place() {
             let Op::State(state) = &self.graph.producer(node.inputs[*operand]).op else { continue };
             let state_version = self.version(node.inputs[*operand], Role::Update).expect("a state");
@@ -117,7 +117,7 @@ impl Lowering<'_> {
             }
             let dims = self.graph.value(node.outputs[*result]).dims.clone();
             let home = self.plan.state_layout(&dims, state.kind);
-            debug_assert!(state.kind == StateKind::Parameter || home == state_version.layout);
+            debug_assert!(state.kind != StateKind::Moment || home == state_version.layout);
             let back = self.redistribute(block, node.outputs[*result], updated, home, true);
             self.emit(block, Instruction::Copy { from: back.buffer, into: state_version.buffer });
         }

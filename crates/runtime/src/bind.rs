@@ -9,7 +9,7 @@ use memory::DType;
 use mesh::Coord;
 use plan::{Buffer, BufferId, Instruction, Plan, Program};
 
-use crate::kernel::{Attention, AttentionKeys, Gemm, Kernel, RelativeAttention};
+use crate::kernel::{Attention, AttentionKeys, CachedAttention, Gemm, Kernel, RelativeAttention};
 use crate::tables;
 
 /// What binding needs to know of the rank.
@@ -32,6 +32,11 @@ pub fn scratch_bytes(plan: &Plan, program: &Program, threads: usize) -> usize {
             Op::RelativeAttention { buckets, .. } | Op::RelativeAttentionBackward { buckets, .. } => {
                 let relative = binder.relative_attention(op, buckets, &operands);
                 relative.scratch(threads) * plan.float.size_bytes()
+            }
+            Op::CachedAttention { .. } => {
+                let [queries, keys] =
+                    [operands[0], operands[1]].map(|b| plan.local_shape(&b.dims, &b.layout));
+                queries[..4].iter().product::<usize>() * (keys[1] + queries[4]) * plan.float.size_bytes()
             }
             Op::Contract | Op::Linear => {
                 let Gemm { m, n, k, .. } =
@@ -131,6 +136,25 @@ impl Binder<'_> {
             }
             Op::RelativeAttentionBackward { buckets, .. } => {
                 Kernel::RelativeAttentionBackward(self.relative_attention(op, buckets, operands))
+            }
+            Op::CacheWrite => {
+                let (rows, cache) = (self.shape(operands[0]), self.shape(results[0]));
+                Kernel::CacheWrite { seq: rows[1], slots: cache[1], width: cache[2..].iter().product() }
+            }
+            Op::CachedAttention { scale, buckets } => {
+                let (q, k) = (self.shape(operands[0]), self.shape(operands[1]));
+                Kernel::CachedAttention(CachedAttention {
+                    shape: kernels::CachedShape {
+                        batch: q[0],
+                        q_len: q[1],
+                        slots: k[1],
+                        kv_heads: q[2],
+                        group: q[3],
+                        head_dim: q[4],
+                        scale: *scale,
+                    },
+                    buckets: buckets.map(|buckets| self.relative_buckets(&buckets, operands[3])),
+                })
             }
             Op::Gelu => Kernel::Gelu,
             Op::GeluBackward => Kernel::GeluBackward,
@@ -252,15 +276,18 @@ impl Binder<'_> {
         operands: &[&Buffer],
     ) -> Box<RelativeAttention> {
         let attention = self.attention(op, operands);
-        let num_buckets = self.shape(operands[3])[0];
-        let buckets = kernels::RelativeBuckets {
-            num: num_buckets,
-            max_distance: buckets.max_distance,
-            bidirectional: buckets.bidirectional,
-        };
+        let buckets = self.relative_buckets(buckets, operands[3]);
         let queries = self.plan.digits(operands[0].dims[1]).size();
         let rows = buckets.rows(queries.max(attention.k_size));
-        Box::new(RelativeAttention { attention, num_buckets, rows })
+        Box::new(RelativeAttention { attention, num_buckets: buckets.num, rows })
+    }
+
+    fn relative_buckets(&self, buckets: &graph::Buckets, table: &Buffer) -> kernels::RelativeBuckets {
+        kernels::RelativeBuckets {
+            num: self.shape(table)[0],
+            max_distance: buckets.max_distance,
+            bidirectional: buckets.bidirectional,
+        }
     }
 
     fn attention(&self, op: &Op, operands: &[&Buffer]) -> Attention {

@@ -78,8 +78,9 @@ pub(crate) struct Bound {
     pub(crate) runs: Vec<Run>,
     /// Whether what the program derives from states is up to date.
     pub(crate) derived: Cell<bool>,
-    /// For each program of the rank, whether this one's update leaves what that one derives up to date.
-    pub(crate) keeps_derived: Vec<bool>,
+    /// For each program of the rank, whether this one's update brings what that one derives up to date; none if the
+    /// update changes no state, so that everything stays as it is.
+    pub(crate) brings_derived: Option<Vec<bool>>,
 }
 
 /// What was worked out for an instruction before step 0.
@@ -277,7 +278,7 @@ fn programs_tiles<'a>(plan: &'a Plan, coord: &'a Coord) -> impl Fn(&Buffer) -> T
     move |buffer| plan.tile(&buffer.dims, &buffer.layout, coord)
 }
 
-/// Works out which updates leave what other programs derive up to date.
+/// Works out which updates bring what other programs derive up to date.
 fn relate(programs: &mut [Bound]) {
     let names = |bound: &Bound| -> BTreeSet<String> {
         bound.program.derived.iter().map(|(name, _)| name.clone()).collect()
@@ -285,20 +286,22 @@ fn relate(programs: &mut [Bound]) {
     let all: Vec<BTreeSet<String>> = programs.iter().map(names).collect();
     for (bound, own) in programs.iter_mut().zip(&all) {
         let writes_all = bound.program.update_derives();
-        bound.keeps_derived = all.iter().map(|other| writes_all && other.is_subset(own)).collect();
+        bound.brings_derived = bound
+            .program
+            .update_changes_states()
+            .then(|| all.iter().map(|other| writes_all && other.is_subset(own)).collect());
     }
 }
 
-/// Gives the states of `program`, and what is derived from them, the addresses that they have in `first`. Ranks share a Program unless this changes it.
+/// Gives the states and caches of `program`, and what is derived from states, the addresses that they have in `first`. Ranks share a Program unless this changes it.
 fn share_states(
     first: &Program,
     tile: &impl Fn(&Buffer) -> Tile,
     program: &mut Arc<Program>,
 ) -> Result<(), RuntimeError> {
-    let outlive = |program: &Program| [program.states.clone(), program.derived.clone()].concat();
-    let in_first = outlive(first);
-    for (name, id) in outlive(program) {
-        let shared = in_first.iter().find(|(n, _)| *n == name).map(|(_, b)| first.buffer(*b));
+    let own: Vec<(String, BufferId)> = program.outlives().cloned().collect();
+    for (name, id) in own {
+        let shared = first.outlives().find(|(n, _)| *n == name).map(|(_, b)| first.buffer(*b));
         let own = program.buffer(id);
         match shared {
             Some(shared) if shared.len == own.len && shared.layout.flat_axis() == own.layout.flat_axis() => {
@@ -338,5 +341,5 @@ fn bind(plan: Arc<Plan>, program: Arc<Program>, coord: Coord) -> Bound {
         blocks.push(block.instructions.iter().map(prepare).collect());
     }
     let runs = program.runs();
-    Bound { plan, program, blocks, runs, derived: Cell::new(false), keeps_derived: vec![] }
+    Bound { plan, program, blocks, runs, derived: Cell::new(false), brings_derived: None }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kernels::{
-    AdamStep, Base, Cpu, Float, NamedKey, NormKind, PointwiseKind, RelativeBias, SgdStep, Storage,
+    AdamStep, Base, CachedShape, Cpu, Float, NamedKey, NormKind, PointwiseKind, RelativeBias,
+    RelativeBuckets, SgdStep, Storage,
 };
 use memory::{DType, Element, Region, RegionMut};
 
@@ -36,6 +37,13 @@ pub(crate) struct RelativeAttention {
     pub num_buckets: usize,
     /// The row for each distance.
     pub rows: Vec<u32>,
+}
+
+/// Attention over caches with the extents of one rank.
+#[derive(Debug)]
+pub(crate) struct CachedAttention {
+    pub shape: CachedShape,
+    pub buckets: Option<RelativeBuckets>,
 }
 
 /// What keys the random numbers of attention dropout.
@@ -112,6 +120,13 @@ pub(crate) enum Kernel {
     AttentionBackward(Attention),
     RelativeAttention(Box<RelativeAttention>),
     RelativeAttentionBackward(Box<RelativeAttention>),
+    /// Extents of the rows that are written and of the cache.
+    CacheWrite {
+        seq: usize,
+        slots: usize,
+        width: usize,
+    },
+    CachedAttention(CachedAttention),
     Gelu,
     GeluBackward,
     Pointwise(PointwiseKind),
@@ -315,6 +330,15 @@ impl Kernel {
                     cpu, &shape, &bias, q, k, v, o, lse, d_o, dq, dk, dv, d_table, scratch,
                 );
             }
+            Kernel::CacheWrite { seq, slots, width } => {
+                kernels::cache_write::<S>(ids, x.get(0), *seq, *slots, *width, results[0].get());
+            }
+            Kernel::CachedAttention(CachedAttention { shape, buckets }) => {
+                let (q, k, v) = (x.get::<S>(0), x.get(1), x.get(2));
+                let bias = buckets.as_ref().map(|buckets| (buckets, x.get(3)));
+                let (o, scratch) = (results[0].get(), scratch.as_mut_slice());
+                kernels::cached_attention(cpu, shape, bias, ids, q, k, v, o, scratch);
+            }
             Kernel::Gelu => kernels::gelu::<S>(cpu, x.get(0), results[0].get()),
             Kernel::GeluBackward => kernels::gelu_backward::<S>(cpu, x.get(0), x.get(1), results[0].get()),
             Kernel::Pointwise(kind) => kernels::pointwise::<S>(cpu, *kind, x.get(0), results[0].get()),
@@ -441,6 +465,10 @@ impl Gemm {
         let Gemm { m, n, k, trans_a, trans_b, .. } = *self;
         if self.packed {
             return kernels::gemm_prepacked(cpu, m, n, k, a, trans_a, b, c, base, scratch);
+        }
+        // One row is its own transpose.
+        if m <= kernels::FEW_ROWS && (m == 1 || !trans_a) {
+            return kernels::gemm_few_rows(cpu, [m, n, k], a, b, trans_b, c, base);
         }
         kernels::gemm(cpu, m, n, k, a, trans_a, b, trans_b, c, base, scratch);
     }

@@ -56,8 +56,8 @@ impl<'e, 'b> Step<'e, 'b> {
         }
         bound.derived.set(true);
         if bound.program.block(None, Phase::Update).is_some() {
-            for (other, kept) in self.executor.programs.iter().zip(&bound.keeps_derived) {
-                other.derived.set(*kept);
+            for (other, brought) in self.executor.programs.iter().zip(bound.brings_derived.iter().flatten()) {
+                other.derived.set(*brought);
             }
         }
         Ok(())

@@ -355,7 +355,7 @@ pub fn steps(config: &Config, built: &Built) -> Result<Vec<Stepper>, TrainError>
         let step = Step { batch: evaluation_batch(config), sequence_length: built.sequence_length };
         let types = types(config);
         let t5 = pretrained::t5(c, config.data.resolved_target_length());
-        let graph = models::next_target_step(&t5, step, &built.given, types.precision);
+        let graph = models::next_token_step(&t5, step, types.precision);
         steps.push(stepper(graph, &parallel, &types)?);
     }
     Ok(steps)
@@ -380,14 +380,23 @@ pub fn gradients(
     stepper(graph, &parallel, &types)
 }
 
-/// The generation step: logits after a prompt, one sequence.
+/// A step of generation, in its `text` for a precision. Positions are written one by one and nothing is trained, so what
+/// divides sequences, optimizer or microbatches is left out of the layout: ranks of cp take no part.
 ///
 /// # Errors
 /// As for training.
-pub fn generation(config: &Config, decoder: &Decoder) -> Result<Stepper, TrainError> {
-    let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
-    let step = Step { batch: 1, sequence_length: config.data.sequence_length };
+pub fn generation(
+    config: &Config,
+    text: impl FnOnce(models::Precision) -> Graph,
+) -> Result<Stepper, TrainError> {
+    let parallel = parallel(config)?;
+    let parallel = Parallel {
+        dp: parallel.dp,
+        tp: parallel.tp,
+        pp: parallel.pp,
+        ep: parallel.ep,
+        ..Parallel::default()
+    };
     let types = types(config);
-    let graph = models::next_token_step(&Decoder { dropout: 0.0, ..decoder.clone() }, step, types.precision);
-    stepper(graph, &parallel, &types)
+    stepper(text(types.precision), &parallel, &types)
 }

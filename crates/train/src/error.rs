@@ -110,6 +110,14 @@ pub enum TrainError {
         /// What to do.
         remedy: String,
     },
+    /// What was asked of generation cannot be.
+    #[error("{place}: {problem}")]
+    Generate {
+        /// The option, or the prompt.
+        place: String,
+        /// What is wrong, and the remedy.
+        problem: String,
+    },
     /// More memory than the machine has.
     #[error(
         "the plan needs {needed_mib} MiB ({arithmetic}) but the machine has {available_mib} MiB free: use a smaller \

@@ -1,185 +1,131 @@
-//! Generation: loads a checkpoint in any layout and continues a prompt, one token at a time. Every rank picks the same
-//! token from the same logits.
+//! Generation: continues prompts with the model of a run or of a Hugging Face directory, in any layout, one token at a
+//! time. Every rank picks the same tokens from the same scores.
+
+mod beams;
+mod choose;
+mod options;
+mod search;
+mod session;
+mod source;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use data::Tokenizer;
-use mesh::{Axis, Tile};
-use plan::Chooser;
-use runtime::{Batch, Destination, Executor, RuntimeError, StepInput};
-
-use crate::checkpoint::Checkpoint;
-use crate::config::Config;
 use crate::error::TrainError;
-use crate::{assemble, ranks, saving};
+use crate::ranks;
 
-/// What to generate.
-#[derive(Debug, Clone, Default)]
-pub struct GenerateOptions {
-    /// Text to continue.
-    pub prompt: String,
-    /// Tokens to write at most.
-    pub tokens: usize,
-    /// 0 is greedy; above, logits are divided by it.
-    pub temperature: f64,
-    /// Only the most likely tokens are drawn from.
-    pub top_k: Option<usize>,
-    /// Seed of the draw.
-    pub seed: u64,
-    /// Layout, instead of the one that trained it: `tp=2,pp=2`.
-    pub mesh: Option<String>,
+pub use beams::EarlyStopping;
+pub use options::GenerateOptions;
+use session::{Extents, Session};
+use source::Source;
+
+/// A text that was written behind a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Continuation {
+    /// Its tokens, with the one that ended it, if one did.
+    pub tokens: Vec<u32>,
+    /// Of beam search: the sum of the tokens' log probabilities, divided by their number to the power of the length
+    /// penalty.
+    pub score: Option<f64>,
 }
 
-/// Continues a prompt with the model of a checkpoint (a run's directory or one of its checkpoints); returns the
-/// continuation. It stops before the end-of-text token.
+/// What was written, and how fast.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// For each prompt its continuations, best first: one, or as many as were asked for.
+    pub continuations: Vec<Vec<Continuation>>,
+    /// Until the prompts were read and the first scores there.
+    pub prefill_seconds: f64,
+    /// From then on.
+    pub decode_seconds: f64,
+    /// Tokens that were written meanwhile, of all prompts.
+    pub decoded_tokens: usize,
+}
+
+/// [`generate`] as text: for each prompt its continuations, without the end token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// Texts by prompt, best first, in the order of `generated`.
+    pub texts: Vec<Vec<String>>,
+    /// Their tokens, scores and times.
+    pub generated: Generated,
+}
+
+/// Continues texts with the model of `from`: a run's directory, one of its checkpoints, or a Hugging Face directory.
 ///
 /// # Errors
-/// A damaged checkpoint, a layout that the model does not admit, an empty prompt where the tokenizer has no start.
-pub fn generate(checkpoint: &Path, options: &GenerateOptions) -> Result<String, TrainError> {
-    let written = continuation(checkpoint, options)?;
-    written.ok_or_else(|| {
-        let remedy = "give some text: this tokenizer has neither a start nor an end token".to_owned();
-        TrainError::Missing { key: "--prompt", remedy }
-    })
+/// Options that exclude each other; a damaged or missing model; a layout that it does not admit; a prompt that is empty
+/// where the tokenizer has no start, or longer than the model reads.
+pub fn generate(from: &Path, options: &GenerateOptions) -> Result<Written, TrainError> {
+    options.check()?;
+    let source = Source::open(from, options)?;
+    let prompts =
+        options.prompts.iter().map(|prompt| source.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
+    let generated = write(&source, &prompts, options)?;
+    let decode = |c: &Continuation| source.decode(&c.tokens, options);
+    let texts = generated.continuations.iter().map(|all| all.iter().map(decode).collect());
+    Ok(Written { texts: texts.collect::<Result<_, _>>()?, generated })
 }
 
-/// What the model writes; none if there is nothing to continue, neither a prompt nor a start token.
-fn continuation(checkpoint: &Path, options: &GenerateOptions) -> Result<Option<String>, TrainError> {
-    let checkpoint = Checkpoint::open_verified(checkpoint)?;
-    let (mut config, tokenizer) = saving::carried(&checkpoint)?;
-    if let Some(mesh) = &options.mesh {
-        config = config.with_layout(mesh)?;
-    }
-    let mut prompt: Vec<u32> = tokenizer.start_id().into_iter().collect();
-    prompt.extend(tokenizer.encode(&options.prompt)?);
-    if prompt.is_empty() {
-        prompt.extend(tokenizer.end_id()); // behind the end of a document another one starts
-    }
-    if prompt.is_empty() {
-        return Ok(None);
-    }
-    let written = write(&checkpoint, &config, &tokenizer, &prompt, options)?;
-    Ok(Some(tokenizer.decode(&written)?))
+/// [`generate`] from tokens to tokens, for models without a tokenizer; `options.prompts` is not looked at. Prompts of an
+/// encoder-decoder have their end token already.
+///
+/// # Errors
+/// As [`generate`], and tokens beyond the vocabulary.
+pub fn generate_tokens(
+    from: &Path,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+) -> Result<Generated, TrainError> {
+    options.check()?;
+    write(&Source::open(from, options)?, prompts, options)
 }
 
 /// A short sample from the start of a text, in the layout of the run; none if nothing can stand at the start.
 pub(crate) fn sample(checkpoint: &Path, tokens: usize, seed: u64) -> Result<Option<String>, TrainError> {
-    let options =
-        GenerateOptions { tokens, temperature: 0.8, top_k: Some(50), seed, ..GenerateOptions::default() };
-    continuation(checkpoint, &options)
+    let options = GenerateOptions {
+        prompts: vec![String::new()],
+        tokens,
+        temperature: 0.8,
+        top_k: Some(50),
+        seed,
+        ..GenerateOptions::default()
+    };
+    let source = Source::open(checkpoint, &options)?;
+    if !source.starts_by_itself() {
+        return Ok(None);
+    }
+    let generated = write(&source, &[source.encode("")?], &options)?;
+    Ok(Some(source.decode(&generated.continuations[0][0].tokens, &options)?))
 }
 
-fn write(
-    checkpoint: &Checkpoint,
-    config: &Config,
-    tokenizer: &Tokenizer,
-    prompt: &[u32],
-    options: &GenerateOptions,
-) -> Result<Vec<u32>, TrainError> {
-    let decoder = assemble::decoder(config, Some(tokenizer.vocab_size()))?;
-    checkpoint.check_model(&saving::model(&decoder))?;
-    let stepper = assemble::generation(config, &decoder)?;
-    let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
-    let ranks = ranks::run(stepper.plan.mesh.world_size(), deadline, |world| {
-        let pipeline_rank = stepper.plan.mesh.coord(world.rank()).get(Axis::Pp);
-        let programs = vec![stepper.shared(pipeline_rank, &Chooser::Policy, false)?];
-        let mut executor = Executor::new(world, programs, assemble::cpu(config)?, None)?;
-        saving::load(&mut executor, checkpoint)?;
-        let mut window = Window {
-            tokens: prompt.to_vec(),
-            length: config.data.sequence_length,
-            vocab: decoder.vocab_size,
-        };
-        let mut written = Vec::new();
-        for step in 0..options.tokens as u64 {
-            executor.run(0, &mut window, &StepInput { seed: options.seed, step, scalars: &[] })?;
-            let (tile, logits) = executor.output(0, "logits")?;
-            let columns = tile.dims.last().map_or(0, |d| d.size);
-            let next = pick(&logits[..columns.min(logits.len())], options, step);
-            if Some(next) == tokenizer.end_id() {
-                break;
-            }
-            written.push(next);
-            window.tokens.push(next);
-        }
-        Ok(written)
+fn write(source: &Source, prompts: &[Vec<u32>], options: &GenerateOptions) -> Result<Generated, TrainError> {
+    source.check(prompts, options)?;
+    if options.tokens == 0 || prompts.is_empty() {
+        let nothing = Continuation { tokens: vec![], score: None };
+        let continuations = prompts.iter().map(|_| vec![nothing.clone(); options.best]).collect();
+        return Ok(Generated { continuations, prefill_seconds: 0.0, decode_seconds: 0.0, decoded_tokens: 0 });
+    }
+    let extents = Extents::new(source, prompts, options);
+    let steps = extents.steps(source)?;
+    steps.check_memory(&source.config)?;
+    let deadline = Duration::from_secs_f64(source.config.parallel.deadline_seconds);
+    let ranks = ranks::run(steps.world_size(), deadline, |world| {
+        let executor = steps.executor(world, &source.config)?;
+        let mut session = Session::new(source.load(executor)?, source, &extents);
+        let start = Instant::now();
+        let mut prefilled = start;
+        let continuations = search::search(&mut session, prompts, options, &source.ends(options), || {
+            prefilled = Instant::now();
+        })?;
+        let written: usize = continuations.iter().flatten().map(|c: &Continuation| c.tokens.len()).sum();
+        Ok(Generated {
+            continuations,
+            prefill_seconds: (prefilled - start).as_secs_f64(),
+            decode_seconds: prefilled.elapsed().as_secs_f64(),
+            // The first token of each follows from the prompt alone.
+            decoded_tokens: written.saturating_sub(prompts.len() * options.best),
+        })
     })?;
-    Ok(ranks.into_iter().next().unwrap_or_default())
-}
-
-/// The next token from logits, by the options. Ties go to the smaller id, so that every layout picks the same.
-fn pick(logits: &[f64], options: &GenerateOptions, step: u64) -> u32 {
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
-    if options.temperature <= 0.0 {
-        return order[0] as u32;
-    }
-    order.truncate(options.top_k.unwrap_or(order.len()).max(1));
-    let largest = logits[order[0]];
-    let weights: Vec<f64> =
-        order.iter().map(|i| ((logits[*i] - largest) / options.temperature).exp()).collect();
-    let mut left = draw(options.seed, step) * weights.iter().sum::<f64>();
-    for (i, weight) in order.iter().zip(&weights) {
-        left -= weight;
-        if left < 0.0 {
-            return *i as u32;
-        }
-    }
-    order[order.len() - 1] as u32
-}
-
-fn draw(seed: u64, step: u64) -> f64 {
-    kernels::Key::new(seed, step, "generate").uniform(0)
-}
-
-/// The last tokens of a text, at the front of one sequence.
-struct Window {
-    tokens: Vec<u32>,
-    length: usize,
-    vocab: usize,
-}
-
-impl Batch for Window {
-    fn load(&mut self, input: &str, tile: &Tile, to: Destination<'_>) -> Result<(), RuntimeError> {
-        let [rows, columns] = &tile.dims[..] else {
-            return Err(RuntimeError::Batch(format!("`{input}` is not [batch, seq]")));
-        };
-        let start = self.tokens.len().saturating_sub(self.length);
-        let window = &self.tokens[start..];
-        if let Some(token) = window.iter().find(|t| **t as usize >= self.vocab) {
-            return Err(RuntimeError::Batch(format!(
-                "token {token} is beyond the vocabulary of {}",
-                self.vocab
-            )));
-        }
-        let at = |i: usize, j: usize| {
-            let (row, column) = (rows.global(i), columns.global(j));
-            (row < rows.size && column < window.len()).then_some(column)
-        };
-        let width = columns.extent();
-        let places = (0..rows.extent()).flat_map(|i| (0..width).map(move |j| (i, j)));
-        match to {
-            Destination::I32(to) => {
-                for ((i, j), to) in places.zip(to) {
-                    *to = at(i, j)
-                        .map_or(0, |c| if input == "positions" { c as i32 } else { window[c] as i32 });
-                }
-            }
-            Destination::F32(to) => {
-                for ((i, j), to) in places.zip(to) {
-                    *to = f32::from(u8::from(at(i, j) == Some(window.len() - 1)));
-                }
-            }
-            Destination::F64(to) => {
-                for ((i, j), to) in places.zip(to) {
-                    *to = f64::from(u8::from(at(i, j) == Some(window.len() - 1)));
-                }
-            }
-            Destination::BF16(_) | Destination::F16(_) => {
-                return Err(RuntimeError::Batch(format!("`{input}` is no input of a text")));
-            }
-        }
-        Ok(())
-    }
+    Ok(ranks.into_iter().next().expect("a world has a rank"))
 }

@@ -70,6 +70,90 @@ fn what_is_wrong_is_named_with_its_place() {
 }
 
 #[test]
+fn directories_write_text_and_several_prompts_a_line_each() {
+    let place = Place::new();
+    let gpt2 = fixture("gpt2");
+    let from = gpt2.as_str();
+    place.write("prompts.txt", "w5 w9 w13 w7\n\nw8\n");
+    let greedy = |more: &[&str]| place.succeed(&[&["generate", from, "--tokens", "6"], more].concat());
+    // as `transformers` wrote them, and a prompt from the command line before those of the file
+    let [first, second, third] = ["w3 w3 w21 w3 w21 w3", "w11 w4 w20 w11 w4 w4", "w19 w11 w11 w11 w4 w4"];
+    assert_eq!(greedy(&["--prompt", "w8"]).trim(), second);
+    let several = greedy(&["--prompt", "w30 w3", "--prompts", "prompts.txt"]);
+    assert_eq!(several.lines().collect::<Vec<_>>(), [third, first, second]);
+    let more = ["--tokens", "5", "--beams", "3", "--best", "2", "--prompt", "w8", "--json"];
+    let beams = place.json(&[&["generate", from], &more[..]].concat());
+    let continuations = beams["generations"][0]["continuations"].as_array().unwrap();
+    assert_eq!(continuations.len(), 2);
+    assert!(continuations[0]["score"].as_f64() >= continuations[1]["score"].as_f64());
+    assert_eq!((&beams["prompt"], &beams["continuation"]), (&"w8".into(), &continuations[0]["text"]));
+    let drawn = ["--temperature", "2", "--top-p", "0.9", "--repetition-penalty", "1.2", "--prompt", "w8"];
+    let layout = ["--mesh", "tp=2,pp=2", "--no-cache", "--ignore-end", "--dtype", "f64"];
+    let ignoring = ["--ignore-end", "--dtype", "f64"];
+    assert_eq!(greedy(&[&drawn[..], &layout].concat()), greedy(&[&drawn[..], &ignoring].concat()));
+}
+
+#[test]
+fn what_cannot_be_generated_is_refused() {
+    let place = Place::new();
+    let (gpt2, llama, bert) = (fixture("gpt2"), fixture("llama"), fixture("bert-tag"));
+    place.write("empty.txt", " \n\n");
+    place.write("latin.txt", b"w3 \xe9\n");
+    place.write("ends/config.json", std::fs::read(fixture("t5-gated/config.json")).unwrap());
+    place.write("ends/model.safetensors", std::fs::read(fixture("t5-gated/model.safetensors")).unwrap());
+    let config = std::fs::read_to_string(place.path().join("ends/config.json")).unwrap();
+    place.write("ends/config.json", config.replace("\"eos_token_id\": 1,", ""));
+    let tokenizer = std::fs::read_to_string(fixture("gpt2/tokenizer.json")).unwrap();
+    place.write("ends/tokenizer.json", tokenizer.replace("</s>", "</z>"));
+    let long = "w3 ".repeat(30);
+    for (arguments, parts) in [
+        (&[&gpt2, "--prompt", &long][..], &["prompt 1", "30 tokens", "24 positions", "shorten"][..]),
+        (&[&gpt2, "--prompt", "w3", "--beams", "2"], &["--tokens 64 with --beams 2", "--tokens 24"]),
+        (
+            &[&gpt2, "--prompt", "w3", "--beams", "2", "--temperature", "1"],
+            &["--beams 2 with --temperature", "leave"],
+        ),
+        (&[&gpt2, "--prompt", "w3", "--beams", "2", "--top-p", "0.5"], &["--beams 2 with --top-p", "leave"]),
+        (&[&gpt2, "--prompt", "w3", "--beams", "30", "--tokens", "5"], &["--beams 30", "20 beams"]),
+        (&[&gpt2, "--prompt", "w3", "--beams", "0"], &["--beams 0", "from 1"]),
+        (&[&gpt2, "--prompt", "w3", "--best", "2"], &["--best 2", "--beams 1"]),
+        (&[&gpt2, "--prompt", "w3", "--length-penalty", "2"], &["--length-penalty", "--beams 2"]),
+        (
+            &[
+                &gpt2,
+                "--prompt",
+                "w3",
+                "--beams",
+                "2",
+                "--tokens",
+                "5",
+                "--ignore-end",
+                "--early-stopping",
+                "always",
+            ],
+            &["--early-stopping", "no end token", "leave it out"],
+        ),
+        (&[&gpt2, "--prompt", "w3", "--top-p", "1.5"], &["--top-p 1.5", "at most 1"]),
+        (&[&gpt2, "--prompt", "w3", "--repetition-penalty", "0"], &["--repetition-penalty 0", "above 0"]),
+        (&[&gpt2, "--prompt", "w3", "--tokens", "99999999999"], &["--tokens", "at most 1048576"]),
+        (&[&gpt2, "--prompt", "w3", "--mesh", "pp=3"], &["3", "layers"]),
+        (&[&gpt2, "--prompts", "missing.txt"], &["--prompts missing.txt", "name a text file"]),
+        (&[&gpt2, "--prompts", "empty.txt"], &["--prompts empty.txt", "no prompt"]),
+        (&[&gpt2, "--prompts", "latin.txt"], &["--prompts latin.txt", "byte 3", "UTF-8"]),
+        (&[&llama, "--prompt", "w3"], &["llama", "no tokenizer.json"]),
+        (&[&bert, "--prompt", "w3"], &["config.json", "\"bert\" writes no text"]),
+        (&["ends", "--prompt", "w3"], &["ends", "no end token", "eos_token_id"]),
+    ] {
+        let arguments = [&["generate"], arguments].concat();
+        let output = place.run(&arguments);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}{message}", stdout(&output));
+        assert!(message.starts_with("error: ") && message.lines().count() == 1, "{message}");
+        assert!(parts.iter().all(|part| message.contains(part)), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
 fn a_directory_is_trained_continued_by_a_prompt_and_exported() {
     let place = Place::new();
     let words: String = (0..200).map(|i| format!("w{} w{}\n", 3 + i * 7 % 38, 3 + i * 5 % 38)).collect();

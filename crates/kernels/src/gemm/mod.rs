@@ -1,6 +1,7 @@
 //! Matrix products of dense row-major matrices: what callers see. No loop and no instruction lives here, no
 //! fused epilogue and no batching.
 
+mod few;
 mod grid;
 mod micro;
 mod pack;
@@ -15,6 +16,7 @@ mod weight;
 
 use crate::cpu::Cpu;
 use crate::storage::Storage;
+pub use few::{FEW_ROWS, gemm_few_rows};
 use std::any::TypeId;
 use std::ops::Range;
 pub use weight::{gemm_prepacked, pack_weight, packed_len};

@@ -1,6 +1,7 @@
 //! Whole runs on a little text: what a checkpoint keeps, and that a run goes on in any layout.
 
 mod from_directory;
+mod generation;
 mod gradients;
 mod names;
 mod precision;

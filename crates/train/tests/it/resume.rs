@@ -91,12 +91,12 @@ fn greedy_tokens_do_not_depend_on_the_layout() {
     let trained = run(&config(&text, "adamw").with_layout("tp=2").unwrap(), dir.path(), "run", None);
     let generate_on = |mesh: Option<&str>| {
         let options = GenerateOptions {
-            prompt: "the cat".to_owned(),
+            prompts: vec!["the cat".to_owned()],
             tokens: 12,
             mesh: mesh.map(str::to_owned),
             ..GenerateOptions::default()
         };
-        generate(&trained.run_dir, &options).unwrap()
+        generate(&trained.run_dir, &options).unwrap().texts.concat().concat()
     };
     let here = generate_on(None);
     assert!(!here.is_empty());
