@@ -179,18 +179,19 @@ pub(super) struct BiasGradient<'a, T> {
 }
 
 impl<T: Float> BiasGradient<'_, T> {
+    /// Where the part of a head of a sequence lies.
     #[inline(always)]
-    fn part(&self, shape: &AttentionShape, batch: usize, head: Head) -> &mut [T] {
+    fn part(&self, shape: &AttentionShape, batch: usize, head: Head) -> Range<usize> {
         let num = self.of.table.len() / (shape.kv_heads * shape.group);
         let at = ((batch * shape.kv_heads + head.kv) * shape.group + head.group) * num;
-        // SAFETY: parts of this head, which is this thread's, are written by it alone, one at a time.
-        unsafe { self.parts.part(at..at + num) }
+        at..at + num
     }
 
     /// Adds a head's gradients by distance.
     #[inline(always)]
     pub(super) fn put(&self, shape: &AttentionShape, batch: usize, head: Head, by_distance: &[T]) {
-        let part = self.part(shape, batch, head);
+        // SAFETY: parts of this head, which is this thread's, are written by it alone, one at a time.
+        let part = unsafe { self.parts.part(self.part(shape, batch, head)) };
         for (d, row) in by_distance.iter().zip(self.of.rows) {
             part[*row as usize] += *d;
         }
@@ -208,7 +209,9 @@ impl<T: Float> BiasGradient<'_, T> {
         d_score: T,
     ) {
         let at = distance(self.of.rows.len(), shape.q_index[query], shape.k_index[key]);
-        self.part(shape, batch, head)[self.of.rows[at] as usize] += d_score;
+        // SAFETY: as in `put`.
+        let part = unsafe { self.parts.part(self.part(shape, batch, head)) };
+        part[self.of.rows[at] as usize] += d_score;
     }
 }
 
