@@ -373,7 +373,7 @@ mod tests {
                     let len = relative_attention_scratch(&shape, 8, rows.len(), cpu.threads());
                     let mut scratch = poisoned::<f64>(len);
                     relative_attention_forward(
-                        &cpu,
+                        cpu,
                         &shape,
                         &bias,
                         &q,
@@ -387,7 +387,7 @@ mod tests {
                     let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| poisoned::<f64>(x.len()));
                     let mut d_table = poisoned::<f64>(table.len());
                     relative_attention_backward(
-                        &cpu,
+                        cpu,
                         &shape,
                         &bias,
                         &q,
@@ -439,11 +439,11 @@ mod tests {
             let mut scratch =
                 poisoned::<f32>(relative_attention_scratch(&shape, 8, rows.len(), cpu.threads()));
             let (mut o, mut lse) = (poisoned::<f32>(6), poisoned::<f32>(3));
-            relative_attention_forward(&cpu, &shape, &bias, &q, &k, &v, &mut o, &mut lse, &mut scratch);
+            relative_attention_forward(cpu, &shape, &bias, &q, &k, &v, &mut o, &mut lse, &mut scratch);
             let [mut dq, mut dk, mut dv] = [(); 3].map(|()| poisoned::<f32>(6));
             let mut d_table = poisoned::<f32>(8);
             relative_attention_backward(
-                &cpu,
+                cpu,
                 &shape,
                 &bias,
                 &q,

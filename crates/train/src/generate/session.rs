@@ -17,6 +17,9 @@ use crate::error::TrainError;
 use crate::explain;
 use crate::feed::{Fed, Input, Inputs};
 
+/// What the executor of a pipeline rank is given.
+type Programs = Vec<(Arc<Plan>, Arc<Program>)>;
+
 /// Sizes of a generation, fixed before it begins.
 #[derive(Debug, Clone)]
 pub(super) struct Extents {
@@ -85,7 +88,7 @@ impl Steps {
         self.steppers[0].plan.mesh.world_size()
     }
 
-    fn programs(&self, pipeline_rank: usize) -> Result<Vec<(Arc<Plan>, Arc<Program>)>, TrainError> {
+    fn programs(&self, pipeline_rank: usize) -> Result<Programs, TrainError> {
         self.steppers.iter().map(|step| step.shared(pipeline_rank, &self.chooser, false)).collect()
     }
 
