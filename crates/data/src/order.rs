@@ -199,7 +199,7 @@ mod tests {
         let num_steps = 101;
         let mut batches: Vec<Vec<usize>> = Vec::new();
         for epoch in 0..2 {
-            let mut all = Vec::new();
+            let mut all: Vec<usize> = Vec::new();
             for step in 0..num_steps {
                 let first = (epoch * num_steps + step) * 10;
                 let batch: Vec<usize> = (first..first + 10).map(|p| order.sample(p)).collect();

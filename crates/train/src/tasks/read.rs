@@ -293,10 +293,14 @@ impl Reader<'_> {
                 true => images::hashes(self.config, heldout, &mut parts)?,
                 false => {
                     for path in records(self.config, heldout)? {
-                        let folder = path.parent().unwrap_or(Path::new("")).display().to_string();
-                        let place =
-                            if self.config.task == Task::ImageClassify { folder } else { String::new() };
-                        parts.push(format!("{place} {}", images::hash(&path)?));
+                        parts.push(images::hash(&path)?.to_string());
+                        if self.config.task == Task::ImageClassify {
+                            for row in rows(self.config, &path)? {
+                                parts.push(
+                                    images::hash(&image_of(&path, row?.fields.swap_remove(0)))?.to_string(),
+                                );
+                            }
+                        }
                     }
                 }
             }
@@ -393,7 +397,7 @@ impl Reader<'_> {
             }
             (_, None) => {
                 let shape = self.shape.expect("images have a shape");
-                let image = path.parent().unwrap_or(Path::new("")).join(next().into_text());
+                let image = image_of(path, next());
                 let pixels = data::picture(&image, shape.size, shape.num_channels)?;
                 let label = [self.label(rows, line, &next().into_text())?];
                 writer.push(&[Column::Bytes(&pixels), Column::Ints(&label)])
@@ -445,6 +449,11 @@ impl Reader<'_> {
         let columns = [&framed.ids, &targets, &word_of, &numbers, &hashes].map(|c| Column::Ints(c));
         Ok(writer.push(&columns))
     }
+}
+
+/// The image that a row of a record file names.
+fn image_of(records: &Path, field: Field) -> PathBuf {
+    records.parent().unwrap_or(Path::new("")).join(field.into_text())
 }
 
 /// A word's hash in two numbers.

@@ -146,6 +146,39 @@ fn other_files_are_evaluated_even_where_the_training_files_are_gone() {
     assert!(message.contains("other.jsonl:1: the label \"perhaps\" is none of the 2"), "{message}");
 }
 
+/// The same images by directories of classes and by paths in a record file give the same run.
+#[test]
+fn images_by_class_and_by_record_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = [
+        ("dark", include_bytes!("fixtures/dark.png").as_slice()),
+        ("light", include_bytes!("fixtures/light.png")),
+    ];
+    let mut rows = "image,label\n".to_owned();
+    for (class, bytes) in images {
+        fs::create_dir_all(dir.path().join("images").join(class)).unwrap();
+        for number in 0..3 {
+            let name = format!("images/{class}/{number}.png");
+            fs::write(dir.path().join(&name), bytes).unwrap();
+            rows += &format!("{name},{class}\n");
+        }
+    }
+    fs::write(dir.path().join("a.csv"), rows).unwrap();
+    let model = CASES[5].text.split("images = ").next().unwrap();
+    let losses = ["images = ['images']\n", "train = ['a.csv']\n"].map(|data| {
+        let text = format!("{model}{data}validation = 0.0\n");
+        let out = dir.path().join(if data.starts_with("images") { "by-class" } else { "by-record" });
+        run(&config(dir.path(), &text, "dp=2").unwrap(), out, None)
+            .unwrap_or_else(|e| panic!("{e}"))
+            .last_loss
+    });
+    assert_eq!(losses[0].to_bits(), losses[1].to_bits());
+    fs::write(dir.path().join("images/dark/0.png"), b"GIF89a").unwrap();
+    let text = format!("{model}train = ['a.csv']\n");
+    let message = run(&config(dir.path(), &text, "dp=1").unwrap(), dir.path().join("bad"), None).unwrap_err();
+    assert!(message.to_string().contains("0.png: cannot be read as PNG or JPEG"), "{message}");
+}
+
 #[test]
 fn data_that_do_not_fit_are_named() {
     let dir = tempfile::tempdir().unwrap();
