@@ -123,7 +123,11 @@ impl Lowering<'_> {
             Placement::Partial(_) => {
                 let begin = self.block(None, Phase::Begin);
                 self.emit(begin, Instruction::Fill { value: 0.0, output: into });
-                if !self.accumulate_in_place(block, from, into) {
+                // Sums grow in the order of microbatches, which schedules keep in W alone: those of the forward wait.
+                if maker.role == Role::Forward && self.plan.schedule.has_backward() {
+                    let later = self.block(self.stage, self.phase(Role::BackwardWeight));
+                    self.emit(later, Instruction::Accumulate { from, into });
+                } else if !self.accumulate_in_place(block, from, into) {
                     self.emit(block, Instruction::Accumulate { from, into });
                 }
             }

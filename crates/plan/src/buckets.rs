@@ -144,21 +144,10 @@ enum Touch {
 /// Which block of a stage touches each storage.
 fn touched_by_blocks(program: &Program) -> Vec<Option<Touch>> {
     let mut touched: Vec<Option<Touch>> = vec![None; program.buffers.len()];
-    for (at, block) in program.blocks.iter().enumerate().filter(|(_, b)| b.stage.is_some()) {
-        let mut started: HashMap<usize, Vec<BufferId>> = HashMap::new();
-        for (index, instruction) in block.instructions.iter().enumerate() {
-            let (reads, writes) = instruction.uses();
-            let mut ids = [reads, writes].concat();
-            match instruction {
-                Instruction::Start { ticket, .. } => {
-                    started.insert(*ticket, ids.clone());
-                }
-                // Until then it is in flight.
-                Instruction::Wait { ticket, .. } => ids.extend(started.remove(ticket).unwrap_or_default()),
-                _ => {}
-            }
-            for id in ids {
-                let touch = &mut touched[program.buffer(id).storage.index()];
+    for (at, _) in program.blocks.iter().enumerate().filter(|(_, b)| b.stage.is_some()) {
+        for (index, roots) in program.touched(at).into_iter().enumerate() {
+            for root in roots {
+                let touch = &mut touched[root.index()];
                 *touch = Some(match *touch {
                     None => Touch::Once { block: at, last: index },
                     Some(Touch::Once { block, .. }) if block == at => Touch::Once { block, last: index },

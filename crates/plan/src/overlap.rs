@@ -140,33 +140,37 @@ fn wait_late(program: &mut Program, at: usize, kind: Kind, window_bytes: usize) 
 /// more within the window.
 fn start_early(program: &mut Program, at: usize, window_bytes: usize) {
     let block = program.blocks[at].clone();
-    let written: Vec<BufferId> =
-        block.instructions.iter().flat_map(|i| i.uses().1).map(|id| program.buffer(id).storage).collect();
-    let gathers: Vec<(usize, Pair)> = (0..block.instructions.len())
-        .filter_map(|index| pair(program, &block, index, Kind::AllGather).map(|pair| (index, pair)))
-        .filter(|(_, pair)| {
-            let root = program.buffer(program.buffer(pair.input).storage);
-            matches!(root.class, Class::State | Class::Derived) && !written.contains(&root.storage)
-        })
-        .collect();
+    let touched = program.touched(at);
+    // Each with the first place at which it may start: behind whatever touches its buffers before it.
+    let mut gathers: Vec<(usize, usize, usize)> = Vec::new();
+    for index in 0..block.instructions.len() {
+        let Some(pair) = pair(program, &block, index, Kind::AllGather) else { continue };
+        let roots = &touched[index];
+        let of_input = program.buffer(program.buffer(pair.input).storage);
+        if matches!(of_input.class, Class::State | Class::Derived) {
+            let shares = |other: &Vec<BufferId>| other.iter().any(|root| roots.contains(root));
+            let earliest = touched[..index].iter().rposition(shares).map_or(0, |last| last + 1);
+            gathers.push((index, earliest, bytes(program, &pair)));
+        }
+    }
     let mut into: Vec<Instruction> = Vec::with_capacity(block.instructions.len());
     let (mut started, mut reached) = (0, 0);
     for (index, instruction) in block.instructions.iter().enumerate() {
-        if gathers.get(reached).is_none_or(|(of, _)| *of != index) {
+        if gathers.get(reached).is_none_or(|(of, ..)| *of != index) {
             into.push(instruction.clone());
             continue;
         }
-        let under_way = |from: usize, to: usize| -> usize {
-            gathers[from..to].iter().map(|(_, pair)| bytes(program, pair)).sum()
-        };
         let mut until = started.max(reached + 1);
-        while until < gathers.len()
+        let mut under_way: usize = gathers[reached..until].iter().map(|(.., bytes)| bytes).sum();
+        while let Some((_, earliest, more)) = gathers.get(until)
+            && *earliest <= index
             && until - reached < IN_BLOCK
-            && (until == reached + 1 || under_way(reached, until + 1) <= window_bytes)
+            && (until == reached + 1 || under_way + more <= window_bytes)
         {
+            under_way += more;
             until += 1;
         }
-        for (of, _) in &gathers[started..until] {
+        for (of, ..) in &gathers[started..until] {
             into.push(in_background(program, &block.instructions[*of]));
         }
         (started, reached) = (until, reached + 1);

@@ -1,6 +1,8 @@
 //! The order in which a Program's blocks run in a step, and which of their instructions each run executes.
 
-use crate::program::{Block, Instruction, Phase, Program, When};
+use std::collections::HashMap;
+
+use crate::program::{Block, BufferId, Instruction, Phase, Program, When};
 
 /// One run of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,25 @@ impl Run {
 }
 
 impl Program {
+    /// The storages that each instruction of a block touches; a wait touches what its start in the block does.
+    pub(crate) fn touched(&self, block: usize) -> Vec<Vec<BufferId>> {
+        let mut started: HashMap<usize, Vec<BufferId>> = HashMap::new();
+        let of = |instruction: &Instruction| {
+            let (reads, writes) = instruction.uses();
+            let roots: Vec<BufferId> =
+                reads.iter().chain(&writes).map(|id| self.buffer(*id).storage).collect();
+            match instruction {
+                Instruction::Start { ticket, .. } => {
+                    started.insert(*ticket, roots.clone());
+                    roots
+                }
+                Instruction::Wait { ticket, .. } => started.remove(ticket).unwrap_or_default(),
+                _ => roots,
+            }
+        };
+        self.blocks[block].instructions.iter().map(of).collect()
+    }
+
     /// All runs of a step in order: what is derived from states (which a step skips if it is up to date), what comes
     /// before the first microbatch, the actions, the update.
     pub fn runs(&self) -> Vec<Run> {

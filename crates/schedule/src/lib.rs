@@ -40,3 +40,5 @@ pub use transfers::Step;
 
 #[cfg(test)]
 mod mutant_tests;
+#[cfg(test)]
+mod mutate;

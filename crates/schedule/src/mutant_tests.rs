@@ -3,52 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::mutate::{Draw, mutate};
 use crate::{Action, Kind, Schedule, ScheduleError, Step, Times, generate, generators};
-
-/// Xorshift, seeded: the same mutants in every run.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % limit.max(1)
-    }
-}
-
-fn mutate(schedule: &mut Schedule, draw: &mut Draw) {
-    let rank = draw.below(schedule.num_ranks);
-    let (from, to) = (draw.below(schedule.ranks[rank].len()), draw.below(schedule.ranks[rank].len()));
-    let neighbour = (from + 1).min(schedule.ranks[rank].len() - 1);
-    let other = draw.below(schedule.num_ranks);
-    let at = draw.below(schedule.ranks[other].len());
-    if schedule.ranks[rank].is_empty() {
-        return;
-    }
-    let row = &mut schedule.ranks[rank];
-    match draw.below(6) {
-        0 => {
-            row.remove(from);
-        }
-        1 => {
-            let action = row[from];
-            row.insert(to, action);
-        }
-        2 => row.swap(from, to),
-        // Most swaps of far ones are wrong; of neighbours many are right.
-        3 => row.swap(from, neighbour),
-        4 => {
-            let action = row.remove(from);
-            row.insert(to.min(row.len()), action);
-        }
-        _ => {
-            let action = row.remove(from);
-            let other = &mut schedule.ranks[other];
-            other.insert(at.min(other.len()), action);
-        }
-    }
-}
 
 /// Whether a schedule is right, by brute force and from the rules alone: run ranks in turn, each as far as
 /// what has been done allows, then count.

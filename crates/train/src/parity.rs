@@ -8,6 +8,7 @@ use comm::{Communicator, Job};
 use mesh::Tile;
 use plan::Chooser;
 use runtime::{Executor, StepInput, WrapGroup};
+use schedule::Schedule;
 
 use crate::assemble;
 use crate::config::{Config, Precision};
@@ -51,6 +52,8 @@ pub struct Recorder<'a> {
     pub steps: usize,
     /// Draws random legal choices instead of the policy's.
     pub random: Option<u64>,
+    /// Takes the place of the schedule that the configuration names, for as many pipeline ranks, stages and microbatches.
+    pub schedule: Option<&'a Schedule>,
     /// Stands between ranks and groups.
     pub wrap: Option<&'a (dyn Fn(usize) -> Box<WrapGroup<'a>> + Sync)>,
 }
@@ -73,7 +76,10 @@ impl Recorder<'_> {
     /// Whatever the layout cannot do.
     pub fn record(&self, config: &Config) -> Result<Recording, TrainError> {
         let built = assemble::model(config, None)?;
-        let stepper = assemble::training(config, &built)?;
+        let mut stepper = assemble::training(config, &built)?;
+        if let Some(schedule) = self.schedule {
+            stepper.plan.schedule = schedule.clone();
+        }
         let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
         let records = ranks::run(stepper.plan.mesh.world_size(), deadline, |world| {
             Ok(self.rank(config, &built, &stepper, world)?.1)
