@@ -264,8 +264,7 @@ Examples:
   phalanx evaluate runs/digits-1 --data images-idx3-ubyte --labels labels-idx1-ubyte
 
 Metrics follow from the task: accuracy, precision, recall and f1 of classes or entities, bleu and chrf of texts,
-perplexity of language models. The baseline is the most frequent class, each word's most frequent tag, the source itself
-or the most frequent target, or each token's frequency, as the training data have them.")]
+perplexity of language models; docs/tasks.md has them, and what the baselines are.")]
 pub struct EvaluateArguments {
     /// A run's directory, or one of its checkpoints
     #[arg(value_name = "CHECKPOINT")]
