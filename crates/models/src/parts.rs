@@ -21,6 +21,16 @@ pub struct Widths {
     pub mlp: usize,
 }
 
+/// How far a model's first weights are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spread {
+    /// All by [`STD`].
+    Alike,
+    /// By the root of the number of inputs that are summed, so that results are as large as inputs; queries less by the
+    /// root of a head's width, for models that do not scale scores (Raffel et al., 2020, as published with it).
+    ByInputs,
+}
+
 /// Dims of a model's tensors. Every head has keys of its own, so that `group` is 1.
 pub(crate) struct Dims {
     pub batch: Dim,
@@ -31,6 +41,7 @@ pub(crate) struct Dims {
     pub group: Dim,
     pub head_dim: Dim,
     pub mlp: Dim,
+    pub spread: Spread,
 }
 
 impl Dims {
@@ -44,6 +55,29 @@ impl Dims {
             group: g.dim("group", 1),
             head_dim: g.dim("head_dim", widths.head_dim),
             mlp: g.dim("mlp", widths.mlp),
+            spread: Spread::Alike,
+        }
+    }
+
+    /// [`linear`], its first weights as the model spreads them.
+    pub fn linear(
+        &self,
+        g: &mut Graph,
+        name: &str,
+        x: ValueId,
+        input: &[Dim],
+        output: &[Dim],
+        has_bias: bool,
+    ) -> ValueId {
+        linear_drawn(g, name, x, input, output, has_bias, self.std(g, input))
+    }
+
+    /// Spread of what `input` is multiplied with.
+    pub fn std(&self, g: &Graph, input: &[Dim]) -> f64 {
+        let num_inputs: usize = input.iter().map(|dim| g.dim_info(*dim).size).product();
+        match self.spread {
+            Spread::Alike => STD,
+            Spread::ByInputs => (num_inputs as f64).powf(-0.5),
         }
     }
 }
@@ -115,17 +149,22 @@ pub(crate) fn project(
 
 /// Queries of `x`.
 pub(crate) fn queries(g: &mut Graph, d: &Dims, x: ValueId, has_bias: bool) -> ValueId {
-    linear(g, "query", x, &[d.embed], &[d.kv_heads, d.group, d.head_dim], has_bias)
+    let of_head = match d.spread {
+        Spread::Alike => 1.0,
+        Spread::ByInputs => (g.dim_info(d.head_dim).size as f64).powf(-0.5),
+    };
+    let std = of_head * d.std(g, &[d.embed]);
+    linear_drawn(g, "query", x, &[d.embed], &[d.kv_heads, d.group, d.head_dim], has_bias, std)
 }
 
 /// Keys and values of `context`.
 pub(crate) fn keys_and_values(g: &mut Graph, d: &Dims, context: ValueId, has_bias: bool) -> [ValueId; 2] {
-    ["key", "value"].map(|name| linear(g, name, context, &[d.embed], &[d.kv_heads, d.head_dim], has_bias))
+    ["key", "value"].map(|name| d.linear(g, name, context, &[d.embed], &[d.kv_heads, d.head_dim], has_bias))
 }
 
 /// The heads' results brought back to the stream.
 pub(crate) fn output(g: &mut Graph, d: &Dims, o: ValueId, has_bias: bool) -> ValueId {
-    linear(g, "output", o, &[d.kv_heads, d.group, d.head_dim], &[d.embed], has_bias)
+    d.linear(g, "output", o, &[d.kv_heads, d.group, d.head_dim], &[d.embed], has_bias)
 }
 
 /// `down(activation(up(x)))`.
@@ -136,9 +175,9 @@ pub(crate) fn feed_forward(
     x: ValueId,
     has_bias: bool,
 ) -> ValueId {
-    let up = linear(g, "up", x, &[d.embed], &[d.mlp], has_bias);
+    let up = d.linear(g, "up", x, &[d.embed], &[d.mlp], has_bias);
     let inner = activation.write(g, up);
-    linear(g, "down", inner, &[d.mlp], &[d.embed], has_bias)
+    d.linear(g, "down", inner, &[d.mlp], &[d.embed], has_bias)
 }
 
 /// `x` at the position of each sequence that the input `select` `[batch, seq]` marks with 1.

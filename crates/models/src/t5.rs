@@ -5,7 +5,7 @@ use graph::{Buckets, Dim, Graph, Init, NormKind, Op, Place, Role, ValueId, Value
 
 use crate::cache::Cache;
 use crate::generation::{Decoding, Generator};
-use crate::parts::{self, Dims, STD, Widths};
+use crate::parts::{self, Dims, Spread, Widths};
 use crate::pointwise::Activation;
 use crate::step::Step;
 use crate::task::{Forward, Given, Model, loss};
@@ -93,7 +93,7 @@ impl T5 {
             g.set_place(Place::Layer(stack.first + layer));
             let table = g.scoped(stack.name, |g| {
                 let dims = [buckets, d.kv_heads, d.group];
-                g.parameter("relative_bias", &dims, Init::Normal { std: STD }, false)
+                g.parameter("relative_bias", &dims, Init::Normal { std: d.std(g, &[d.embed]) }, false)
             });
             x = g.scoped(&format!("{}.layers.{layer}", stack.name), |g| {
                 let x = g.scoped("attention", |g| self.self_attention(g, stack, table, x));
@@ -166,8 +166,8 @@ impl T5 {
 
     fn mlp(&self, g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
         let normed = self.norm(g, x);
-        let gate = |g: &mut Graph| parts::linear(g, "gate", normed, &[d.embed], &[d.mlp], false);
-        let up = |g: &mut Graph| parts::linear(g, "up", normed, &[d.embed], &[d.mlp], false);
+        let gate = |g: &mut Graph| d.linear(g, "gate", normed, &[d.embed], &[d.mlp], false);
+        let up = |g: &mut Graph| d.linear(g, "up", normed, &[d.embed], &[d.mlp], false);
         let y = match self.feed_forward {
             FeedForward::Plain(activation) => parts::feed_forward(g, d, activation, normed, false),
             FeedForward::Gated(activation) => {
@@ -175,12 +175,12 @@ impl T5 {
                 let gate = activation.write(g, gate);
                 let up = up(g);
                 let inner = g.elementwise(Op::Multiply, "gated", &[gate, up]);
-                parts::linear(g, "down", inner, &[d.mlp], &[d.embed], false)
+                d.linear(g, "down", inner, &[d.mlp], &[d.embed], false)
             }
             FeedForward::SwiGlu => {
                 let (gate, up) = (gate(g), up(g));
                 let inner = g.elementwise(Op::SwiGlu, "swiglu", &[gate, up]);
-                parts::linear(g, "down", inner, &[d.mlp], &[d.embed], false)
+                d.linear(g, "down", inner, &[d.mlp], &[d.embed], false)
             }
         };
         g.add("residual", &[x, y])
@@ -190,7 +190,7 @@ impl T5 {
 impl T5 {
     /// Dims of the encoder's tensors.
     fn source_dims(&self, g: &mut Graph, batch: usize, seq: usize) -> Dims {
-        Dims::new(g, batch, seq, &self.widths)
+        Dims { spread: Spread::ByInputs, ..Dims::new(g, batch, seq, &self.widths) }
     }
 
     /// Dims of the decoder's tensors.
@@ -251,13 +251,14 @@ impl T5 {
             if let Some(select) = select {
                 y = g.weighted_sum("chosen", y, select);
             }
+            let by_inputs = 1.0 / (self.widths.embed as f64).sqrt();
             if self.scale_output {
-                y = parts::scaled(g, y, 1.0 / (self.widths.embed as f64).sqrt());
+                y = parts::scaled(g, y, by_inputs);
             }
             let [vocab, embed] = g.value(table).dims[..] else { unreachable!("a table is a matrix") };
             let weight = match self.tied {
                 true => table,
-                false => g.parameter("weight", &[vocab, embed], Init::Normal { std: STD }, true),
+                false => g.parameter("weight", &[vocab, embed], Init::Normal { std: by_inputs }, true),
             };
             let mut dims = g.value(y).dims.clone();
             dims.pop();
