@@ -191,6 +191,29 @@ mod tests {
     }
 
     #[test]
+    fn ends_among_the_best_leave_as_many_beams_running() {
+        let running = |ends: &[u32], steps: &[&[&[f64]]]| {
+            let rules = Rules { ends, tokens: 8, ..rules(2, EarlyStopping::Never, 1.0) };
+            let mut search = BeamSearch::new();
+            for rows in steps {
+                let log_probabilities = rows.iter().map(|row| row.iter().map(|p| p.ln()).collect());
+                search.advance(&log_probabilities.collect::<Vec<_>>(), &rules);
+            }
+            search.running().iter().map(|r| (r.tokens.clone(), r.parent)).collect::<Vec<_>>()
+        };
+        // The end is the best token behind everything.
+        let first: &[&[f64]] = &[&[0.5, 0.3, 0.2]];
+        assert_eq!(running(&[END], &[first]), [(vec![1], 0), (vec![2], 0)]);
+        let second: &[&[f64]] = &[&[0.6, 0.3, 0.1], &[0.6, 0.25, 0.15]];
+        assert_eq!(running(&[END], &[first, second]), [(vec![1, 1], 0), (vec![2, 1], 1)]);
+        // Two ends are best behind both beams: four of the best five candidates end, and the sixth goes on.
+        let first: &[&[f64]] = &[&[0.4, 0.3, 0.2, 0.1]];
+        assert_eq!(running(&[0, 1], &[first]), [(vec![2], 0), (vec![3], 0)]);
+        let second: &[&[f64]] = &[&[0.4, 0.3, 0.2, 0.1], &[0.5, 0.35, 0.1, 0.05]];
+        assert_eq!(running(&[0, 1], &[first, second]), [(vec![2, 2], 0), (vec![2, 3], 0)]);
+    }
+
+    #[test]
     fn stopping_early_keeps_what_came_first() {
         let always = search(&TABLE, &rules(2, EarlyStopping::Always, 1.0));
         assert!(always.iter().all(|(_, tokens)| tokens.len() <= 3), "{always:?}");

@@ -9,7 +9,7 @@ use runtime::Executor;
 
 use super::options::GenerateOptions;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, Precision};
+use crate::config::{Config, Parallel, Precision};
 use crate::error::TrainError;
 use crate::{assemble, pretrained, saving};
 
@@ -259,13 +259,14 @@ fn writes_nothing(path: &Path, family: &Family) -> TrainError {
     }
 }
 
-/// The configuration in the layout and precision that were asked for.
+/// The configuration in the layout and precision that were asked for. What divides a training step alone, its
+/// microbatches and their schedule, is in no layout's way.
 fn configured(mut config: Config, options: &GenerateOptions) -> Result<Config, TrainError> {
     if let Some(precision) = options.precision {
         config.train.precision = precision;
     }
-    match &options.mesh {
-        Some(mesh) => Ok(config.with_layout(mesh)?),
-        None => Ok(config),
-    }
+    let Some(mesh) = &options.mesh else { return Ok(config) };
+    let Parallel { num_microbatches, schedule, chunks, .. } = Parallel::default();
+    config.parallel = Parallel { num_microbatches, schedule, chunks, ..config.parallel };
+    Ok(config.with_layout(mesh)?)
 }

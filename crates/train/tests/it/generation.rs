@@ -1,11 +1,14 @@
-//! What the fixtures' models write against what `transformers` wrote (`crates/hub/fixtures`), with and without caches and
-//! in every kind of layout.
+//! What the fixtures' models write against what `transformers` wrote (`crates/hub/fixtures`), and what trained ones write
+//! against what they were trained to, with and without caches and in every kind of layout.
+
+use std::ops::Range;
 
 use serde_json::Value;
 use train::config::Precision;
-use train::generate::{Continuation, EarlyStopping, GenerateOptions, generate_tokens};
+use train::generate::{Continuation, EarlyStopping, GenerateOptions, Written, generate, generate_tokens};
 
 use crate::gradients::fixture;
+use crate::tasks;
 
 const MODELS: [&str; 5] = ["gpt2", "llama", "llama-untied", "t5-gated", "t5-plain"];
 const LAYOUTS: [&str; 7] = ["tp=2", "tp=4", "pp=2", "dp=2", "dp=3", "tp=2,pp=2", "dp=2,tp=2,pp=2"];
@@ -86,6 +89,97 @@ fn every_layout_writes_the_same() {
             for layout in LAYOUTS {
                 let options = GenerateOptions { mesh: Some(layout.to_owned()), ..case.options.clone() };
                 check(name, &case, &options, layout);
+            }
+        }
+    }
+}
+
+/// What a decoder writes, one token of one text at a time, each behind all that it reads: the whole text, and where that
+/// outgrows the `window`, from the last half of one on.
+fn one_by_one(name: &str, prompt: &[u32], window: usize, options: &GenerateOptions) -> Vec<u32> {
+    let one = GenerateOptions { tokens: 1, ..options.clone() };
+    let (mut text, mut first) = (prompt.to_vec(), 0);
+    for _ in 0..options.tokens {
+        if text.len() - first > window {
+            first = text.len() - window / 2;
+        }
+        let found = generate_tokens(&fixture(name), &[text[first..].to_vec()], &one).unwrap();
+        text.extend(&found.continuations[0][0].tokens);
+    }
+    text.split_off(prompt.len())
+}
+
+#[test]
+fn texts_that_outgrow_their_positions_are_read_again_from_the_middle() {
+    for (name, window) in [("gpt2", 24), ("llama", 64)] {
+        let prompts = cases(name)[0].prompts.clone();
+        let greedy = GenerateOptions {
+            tokens: 2 * window,
+            precision: Some(Precision::F64),
+            ends: Some(vec![]),
+            ..GenerateOptions::default()
+        };
+        let write = |options: &GenerateOptions| -> Vec<Vec<u32>> {
+            let found = generate_tokens(&fixture(name), &prompts, options);
+            let found = found.unwrap_or_else(|e| panic!("{name}: {e}"));
+            found.continuations.into_iter().map(|all| all[0].tokens.clone()).collect()
+        };
+        let likeliest = write(&greedy);
+        for (prompt, found) in prompts.iter().zip(&likeliest) {
+            assert_eq!(found, &one_by_one(name, prompt, window, &greedy), "{name} behind {prompt:?}");
+        }
+        // Draws tell scores apart of which the same is largest. Of the texts one ends before any is read again, one ends
+        // when all were, and one does not.
+        let drawn = GenerateOptions { temperature: 1.5, ..greedy.clone() };
+        let endless = write(&drawn);
+        let until = |end: u32| -> Vec<Vec<u32>> {
+            endless.iter().map(|text| text.split_inclusive(|t| *t == end).next().unwrap().to_vec()).collect()
+        };
+        let some = |texts: &[Vec<u32>], len: Range<usize>| texts.iter().any(|text| len.contains(&text.len()));
+        let early = window - prompts.iter().map(Vec::len).max().unwrap();
+        let ranges = [0..early, window + 1..2 * window, 2 * window..2 * window + 1];
+        let end = (0..41).find(|end| ranges.iter().all(|len| some(&until(*end), len.clone()))).unwrap();
+        let drawn = GenerateOptions { ends: Some(vec![end]), ..drawn };
+        for (layout, cache) in [("dp=1", true), ("dp=1", false), ("dp=3", true), ("tp=2,pp=2", true)] {
+            let on = |options: &GenerateOptions| {
+                write(&GenerateOptions { mesh: Some(layout.to_owned()), cache, ..options.clone() })
+            };
+            assert_eq!(on(&drawn), until(end), "{name} on {layout}, {cache}");
+            assert_eq!(on(&greedy), likeliest, "{name} on {layout}, {cache}");
+        }
+    }
+}
+
+#[test]
+fn a_trained_encoder_decoder_writes_its_targets() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = tasks::CASES.iter().find(|case| case.name == "seq2seq").unwrap();
+    tasks::write_files(dir.path(), case);
+    let mut config = tasks::config(dir.path(), case.text, "dp=2,tp=2;num_microbatches=3").unwrap();
+    (config.train.steps, config.train.eval_every, config.train.checkpoint_every) = (150, 150, 0);
+    let run_dir = tasks::run(&config, dir.path().join("run"), None).unwrap_or_else(|e| panic!("{e}")).run_dir;
+    let prompts = ["one", "two", "three", "four", "five"].map(str::to_owned).to_vec();
+    let greedy = GenerateOptions { prompts, tokens: 8, ..GenerateOptions::default() };
+    let write = |options: &GenerateOptions| generate(&run_dir, options).unwrap_or_else(|e| panic!("{e}"));
+    let beams = GenerateOptions { beams: 3, best: 3, length_penalty: 0.5, ..greedy.clone() };
+    let expected = write(&GenerateOptions { cache: false, mesh: Some("dp=1".to_owned()), ..beams.clone() });
+    let scores = |written: &Written| -> Vec<f64> {
+        written.generated.continuations.iter().flatten().map(|c| c.score.unwrap()).collect()
+    };
+    for mesh in [None, Some("dp=1"), Some("tp=2,pp=2"), Some("dp=3")] {
+        for cache in [true, false] {
+            let on = |options: &GenerateOptions| {
+                write(&GenerateOptions { mesh: mesh.map(str::to_owned), cache, ..options.clone() })
+            };
+            assert_eq!(
+                on(&greedy).texts.concat(),
+                ["eins", "zwei", "drei", "vier", "fünf"],
+                "{mesh:?}, {cache}"
+            );
+            let found = on(&beams);
+            assert_eq!(found.texts, expected.texts, "{mesh:?}, {cache}");
+            for (a, b) in scores(&found).iter().zip(scores(&expected)) {
+                assert!((a - b).abs() < 1e-9, "{mesh:?}, {cache}: {a} {b}");
             }
         }
     }

@@ -9,9 +9,9 @@ use train::config::Config;
 use train::evaluate::{EvaluateOptions, evaluate};
 use train::trainer::{RunOptions, Summary, train};
 
-struct Case {
-    name: &'static str,
-    text: &'static str,
+pub struct Case {
+    pub name: &'static str,
+    pub text: &'static str,
     files: &'static [(&'static str, &'static str)],
 }
 
@@ -24,7 +24,7 @@ const TAGS: &str =
     "John B-PER\nlives O\nin O\nNew B-LOC\nYork I-LOC\n\nMary B-PER\nlives O\n\nNew B-LOC\nYork I-LOC\n\n";
 const PAIRS: &str = "source\ttarget\none\teins\ntwo\tzwei\nthree\tdrei\nfour\tvier\nfive\tfünf\n";
 
-const CASES: &[Case] = &[
+pub const CASES: &[Case] = &[
     Case {
         name: "masked",
         text: "task = 'masked-lm'\nMODEL[data]\ntext = ['a.txt']\ntokenizer_vocab = 270\nsequence_length = 12\nvalidation = 0.0\nheldout = ['a.txt']\n",
@@ -62,7 +62,7 @@ const CASES: &[Case] = &[
     },
 ];
 
-fn write_files(dir: &Path, case: &Case) {
+pub fn write_files(dir: &Path, case: &Case) {
     for (name, content) in case.files {
         fs::write(dir.join(name), content).unwrap();
     }
@@ -77,13 +77,13 @@ fn write_files(dir: &Path, case: &Case) {
     fs::write(dir.join("y.idx"), [header(1, &[10]), labels].concat()).unwrap();
 }
 
-fn config(dir: &Path, text: &str, mesh: &str) -> Result<Config, TrainError> {
+pub fn config(dir: &Path, text: &str, mesh: &str) -> Result<Config, TrainError> {
     let text = text.replace("MODEL", BERT)
         + "[train]\nsteps = 4\nbatch = 6\nprecision = 'f64'\neval_every = 2\ncheckpoint_every = 2\nlr = 0.01\n";
     Ok(Config::from_bytes(&dir.join("run.toml"), text.as_bytes(), &[], Some(mesh))?)
 }
 
-fn run(config: &Config, out: PathBuf, resume: Option<PathBuf>) -> Result<Summary, TrainError> {
+pub fn run(config: &Config, out: PathBuf, resume: Option<PathBuf>) -> Result<Summary, TrainError> {
     let options = RunOptions { out: Some(out), resume, ..RunOptions::default() };
     train(config, &options, &|_| {})
 }
