@@ -24,6 +24,8 @@ const ROOM: usize = 256;
 pub struct Lane(Arc<Thread>);
 
 struct Thread {
+    /// In the world.
+    rank: usize,
     shared: Arc<Shared>,
     handle: Option<JoinHandle<()>>,
 }
@@ -182,7 +184,7 @@ impl Lane {
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name(format!("communication {rank}"));
         let handle = Some(thread.spawn(move || serve(&of_thread))?);
-        Ok(Lane(Arc::new(Thread { shared, handle })))
+        Ok(Lane(Arc::new(Thread { rank, shared, handle })))
     }
 
     /// The same group, served by this lane: its operations make progress from their start on, and its collectives may
@@ -304,7 +306,9 @@ impl Finish for Member {
 
     fn abandon(&self, ticket: &Ticket) {
         if ticket.operation != Collective::Send {
-            self.abort.abort(&format!("{} on {}: dropped without wait", ticket.operation, self.name));
+            let why = if std::thread::panicking() { "it panicked" } else { "dropped without wait" };
+            let rank = self.thread.rank;
+            self.abort.abort(&format!("rank {rank}, {} on {}: {why}", ticket.operation, self.name));
         }
         // Ended by the abort, if not before.
         let _ = self.thread.shared.result(ticket.sequence);

@@ -227,10 +227,13 @@ impl Executor {
         batch: &mut dyn Batch,
         input: &StepInput<'_>,
     ) -> Result<(), RuntimeError> {
-        let result = Step::new(self, program, input, batch).run();
+        let mut step = Step::new(self, program, input, batch);
+        let result = step.run();
         if let Err(error) = &result {
+            // Before what is under way is dropped, which would be the first reason that peers hear.
             self.world.abort_handle().abort(&format!("rank {}: {error}", self.rank()));
         }
+        drop(step);
         result
     }
 

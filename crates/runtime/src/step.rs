@@ -39,7 +39,7 @@ impl<'e, 'b> Step<'e, 'b> {
     }
 
     /// Runs it.
-    pub fn run(mut self) -> Result<(), RuntimeError> {
+    pub fn run(&mut self) -> Result<(), RuntimeError> {
         let bound = self.bound;
         let mut lined_up = self.executor.now(self.program).is_none();
         for run in &bound.runs {
