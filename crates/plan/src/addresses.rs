@@ -1,11 +1,15 @@
 //! Addresses: which buffers live how long, and where each lies. Everything is laid out before step 0.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::program::{BufferId, Class, Instruction, Phase, Program, ProgramMemory, SlotRegion};
 
+/// Slots of all microbatches that are placed one by one at most: placing takes time that grows with their square.
+const SLOTS: usize = 2048;
+
 /// Assigns classes and offsets to all buffers, and sizes to all regions.
-pub(crate) fn assign(program: &mut Program, num_slots: &[usize], is_moment: impl Fn(&str) -> bool) {
+pub(crate) fn assign(program: &mut Program, is_moment: impl Fn(&str) -> bool) {
     classify(program);
     let mut next: BTreeMap<Region, usize> = BTreeMap::new();
     let mut memory = ProgramMemory::default();
@@ -28,7 +32,7 @@ pub(crate) fn assign(program: &mut Program, num_slots: &[usize], is_moment: impl
         let region = match buffer.class {
             Class::State | Class::Derived => Region::State,
             Class::Step => Region::Step,
-            Class::Slot(stage) => Region::Slot(stage),
+            Class::Slot(region) => Region::Slot(region),
             Class::Temp => continue,
         };
         let offset = next.entry(region).or_default();
@@ -45,15 +49,8 @@ pub(crate) fn assign(program: &mut Program, num_slots: &[usize], is_moment: impl
     }
     program.state_bytes = next.get(&Region::State).copied().unwrap_or(0);
     program.step_bytes = next.get(&Region::Step).copied().unwrap_or(0);
-    let mut offset = 0;
-    for (region, bytes) in &next {
-        if let Region::Slot(stage) = *region {
-            let slots = SlotRegion { stage, slot_bytes: *bytes, num_slots: num_slots[stage], offset };
-            offset += slots.slot_bytes * slots.num_slots;
-            program.slots.push(slots);
-        }
-    }
-    memory.activations_bytes = offset;
+    program.slots_bytes = place_slots(program);
+    memory.activations_bytes = program.slots_bytes;
     program.temp_bytes = place_temporaries(program);
     memory.buffers_bytes += program.temp_bytes;
     program.memory = memory;
@@ -80,7 +77,7 @@ enum Region {
     Slot(usize),
 }
 
-/// A buffer that several blocks of one stage touch is kept per microbatch; one that only one block touches is
+/// A buffer that several blocks of one stage touch is kept per microbatch, in a slot; one that only one block touches is
 /// temporary. States and step values were marked by lowering.
 fn classify(program: &mut Program) {
     let mut blocks_of: BTreeMap<BufferId, BTreeSet<usize>> = BTreeMap::new();
@@ -92,18 +89,57 @@ fn classify(program: &mut Program) {
             }
         }
     }
+    let mut kept: Vec<(BufferId, Kept)> = Vec::new();
     for (id, blocks) in blocks_of {
         let buffer = &mut program.buffers[id.index()];
         if buffer.class != Class::Temp || blocks.len() < 2 {
             continue;
         }
         let stage = program.blocks[*blocks.first().expect("touched")].stage;
-        buffer.class = match stage {
-            Some(stage) if blocks.iter().all(|b| program.blocks[*b].stage == Some(stage)) => {
-                Class::Slot(stage)
+        let phases: BTreeSet<Phase> = blocks.iter().map(|b| program.blocks[*b].phase).collect();
+        match (stage, phases.first(), phases.last()) {
+            (Some(stage), Some(first), Some(last))
+                if blocks.iter().all(|b| program.blocks[*b].stage == Some(stage)) =>
+            {
+                kept.push((id, Kept { stage, first: *first, last: *last }));
             }
-            _ => Class::Step,
-        };
+            _ => buffer.class = Class::Step,
+        }
+    }
+    share_slots(program, &kept);
+}
+
+/// From which phase of a stage to which a buffer is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Kept {
+    stage: usize,
+    first: Phase,
+    last: Phase,
+}
+
+/// A slot for each kept buffer, or for several that lie from the same phase to the same phase and follow each other, if
+/// there would be more than `SLOTS` of all microbatches.
+fn share_slots(program: &mut Program, kept: &[(BufferId, Kept)]) {
+    let bytes: usize = kept.iter().map(|(id, _)| program.buffer(*id).bytes()).sum();
+    let at_most = match kept.len() * program.num_microbatches() > SLOTS {
+        true => (bytes * program.num_microbatches()).div_ceil(SLOTS),
+        false => 0,
+    };
+    // Of what is kept alike, the region that is being filled.
+    let mut open: Vec<(Kept, usize)> = Vec::new();
+    for (id, kept) in kept {
+        let bytes = program.buffer(*id).bytes();
+        let position = open.iter().position(|(other, region)| {
+            other == kept && program.slots[*region].slot_bytes + bytes <= at_most
+        });
+        let region = position.map_or(program.slots.len(), |at| open[at].1);
+        if position.is_none() {
+            open.retain(|(other, _)| other != kept);
+            open.push((*kept, region));
+            program.slots.push(SlotRegion { stage: kept.stage, slot_bytes: 0, offsets: vec![] });
+        }
+        program.slots[region].slot_bytes += bytes;
+        program.buffers[id.index()].class = Class::Slot(region);
     }
 }
 
@@ -120,62 +156,109 @@ fn accumulators(program: &Program) -> BTreeSet<BufferId> {
         .collect()
 }
 
-/// Temporaries of each block, largest first, each at the lowest address that is free while it lives.
-fn place_temporaries(program: &mut Program) -> usize {
-    let mut extent = 0;
-    for block in 0..program.blocks.len() {
-        let mut lives = lifetimes(program, block);
-        lives.sort_by_key(|l| (std::cmp::Reverse(program.buffers[l.buffer.index()].bytes()), l.buffer));
-        let mut placed: Vec<(usize, usize, usize, usize)> = Vec::new(); // offset, end, first, last
-        for life in lives {
-            let bytes = program.buffers[life.buffer.index()].bytes();
-            let mut busy: Vec<(usize, usize)> = placed
-                .iter()
-                .filter(|(_, _, first, last)| *first <= life.last && life.first <= *last)
-                .map(|(offset, end, _, _)| (*offset, *end))
-                .collect();
-            busy.sort_unstable();
-            let mut offset = 0;
-            for (start, end) in busy {
-                if start >= offset + bytes {
-                    break;
-                }
-                offset = offset.max(end);
-            }
-            program.buffers[life.buffer.index()].offset = offset;
-            placed.push((offset, offset + bytes, life.first, life.last));
-            extent = extent.max(offset + bytes);
+/// Slots of all regions and microbatches, each of which lives from the first instruction that touches it to the last.
+fn place_slots(program: &mut Program) -> usize {
+    let touches: Vec<BTreeMap<usize, (usize, usize)>> =
+        (0..program.blocks.len()).map(|block| touched_regions(program, block)).collect();
+    let mut lives: BTreeMap<(usize, usize), (usize, usize)> = BTreeMap::new();
+    let mut before = 0;
+    for run in program.runs() {
+        for (region, (first, last)) in &touches[run.block] {
+            lives.entry((*region, run.microbatch)).or_insert((before + first, 0)).1 = before + last;
         }
+        before += program.blocks[run.block].instructions.len();
+    }
+    let num_microbatches = program.num_microbatches();
+    program.slots.iter_mut().for_each(|region| region.offsets = vec![0; num_microbatches]);
+    let life = |(of, (first, last)): ((usize, usize), _)| Life {
+        of,
+        bytes: program.slots[of.0].slot_bytes,
+        first,
+        last,
+    };
+    let (placed, extent) = place(lives.into_iter().map(life).collect());
+    for ((region, microbatch), offset) in placed {
+        program.slots[region].offsets[microbatch] = offset;
     }
     extent
 }
 
-struct Life {
-    buffer: BufferId,
+/// First and last instruction of a block that touch each region of slots.
+fn touched_regions(program: &Program, block: usize) -> BTreeMap<usize, (usize, usize)> {
+    let mut regions: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+    for (index, roots) in program.touched(block).into_iter().enumerate() {
+        for root in roots {
+            if let Class::Slot(region) = program.buffer(root).class {
+                regions.entry(region).or_insert((index, index)).1 = index;
+            }
+        }
+    }
+    regions
+}
+
+/// Temporaries of each block; blocks share the space.
+fn place_temporaries(program: &mut Program) -> usize {
+    let mut extent = 0;
+    for block in 0..program.blocks.len() {
+        let (placed, end) = place(lifetimes(program, block));
+        for (id, offset) in placed {
+            program.buffers[id.index()].offset = offset;
+        }
+        extent = extent.max(end);
+    }
+    extent
+}
+
+/// First and last instruction of a block that touch each temporary; a collective holds its buffers until its wait.
+fn lifetimes(program: &Program, block: usize) -> Vec<Life<BufferId>> {
+    let mut lives: BTreeMap<BufferId, (usize, usize)> = BTreeMap::new();
+    for (index, roots) in program.touched(block).into_iter().enumerate() {
+        for root in roots.into_iter().filter(|root| program.buffer(*root).class == Class::Temp) {
+            lives.entry(root).or_insert((index, index)).1 = index;
+        }
+    }
+    let life = |(of, (first, last))| Life { of, bytes: program.buffer(of).bytes(), first, last };
+    lives.into_iter().map(life).collect()
+}
+
+/// Something of a size that lives from one moment to another, both included.
+struct Life<T> {
+    of: T,
+    bytes: usize,
     first: usize,
     last: usize,
 }
 
-/// First and last instruction of a block that touch each temporary; a collective holds its buffers until its wait.
-fn lifetimes(program: &Program, block: usize) -> Vec<Life> {
-    let mut lives: BTreeMap<BufferId, (usize, usize)> = BTreeMap::new();
-    let mut in_flight: BTreeMap<usize, Vec<BufferId>> = BTreeMap::new();
-    for (index, instruction) in program.blocks[block].instructions.iter().enumerate() {
-        let (reads, writes) = instruction.uses();
-        let mut touched: Vec<BufferId> = reads.into_iter().chain(writes).collect();
-        match instruction {
-            Instruction::Start { ticket, .. } => {
-                in_flight.insert(*ticket, touched.clone());
+/// An offset for each, and where the last one ends: each at the lowest address that is free while it lives, in the
+/// better of two orders. By size suits what lives nested (V placements), by time what lives in turn (interleaved).
+fn place<T: Copy + Ord>(mut lives: Vec<Life<T>>) -> (Vec<(T, usize)>, usize) {
+    lives.sort_by_key(|l| (Reverse(l.bytes), l.first, l.of));
+    let by_size = first_fit(&lives);
+    lives.sort_by_key(|l| (l.first, Reverse(l.bytes), l.of));
+    let by_time = first_fit(&lives);
+    if by_time.1 < by_size.1 { by_time } else { by_size }
+}
+
+/// In the given order.
+fn first_fit<T: Copy>(lives: &[Life<T>]) -> (Vec<(T, usize)>, usize) {
+    let mut offsets: Vec<(T, usize)> = Vec::with_capacity(lives.len());
+    // What has its place, by address.
+    let mut placed: Vec<(usize, &Life<T>)> = Vec::with_capacity(lives.len());
+    let mut extent = 0;
+    for life in lives {
+        let mut offset = 0;
+        for (start, other) in &placed {
+            if other.first <= life.last && life.first <= other.last {
+                if *start >= offset + life.bytes {
+                    break;
+                }
+                offset = offset.max(start + other.bytes);
             }
-            Instruction::Wait { ticket, .. } => touched.extend(in_flight.remove(ticket).unwrap_or_default()),
-            _ => {}
         }
-        for id in touched {
-            let root = program.buffers[id.index()].storage;
-            if program.buffers[root.index()].class == Class::Temp {
-                lives.entry(root).or_insert((index, index)).1 = index;
-            }
-        }
+        let at = placed.partition_point(|(start, _)| *start < offset);
+        placed.insert(at, (offset, life));
+        offsets.push((life.of, offset));
+        extent = extent.max(offset + life.bytes);
     }
-    lives.into_iter().map(|(buffer, (first, last))| Life { buffer, first, last }).collect()
+    (offsets, extent)
 }

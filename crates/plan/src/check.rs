@@ -40,8 +40,14 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
         Phase::BackwardWeight,
         Phase::Update,
     ];
+    // Blocks of a phase as they end: a later one may wait for what an earlier one started in its last run.
+    let last_run: HashMap<usize, usize> =
+        program.runs().iter().enumerate().map(|(at, run)| (run.block, at)).collect();
     for phase in order {
-        for block in program.blocks.iter().filter(|b| b.phase == phase) {
+        let of_phase = program.blocks.iter().enumerate().filter(|(_, b)| b.phase == phase);
+        let mut blocks: Vec<(usize, &Block)> = of_phase.collect();
+        blocks.sort_by_key(|(at, _)| last_run.get(at));
+        for (_, block) in blocks {
             checker.block(block)?;
         }
     }
@@ -59,7 +65,7 @@ pub fn check_world<P: Borrow<Program>>(plan: &Plan, programs: &[P]) -> Result<()
     let mut received = BTreeMap::new();
     for program in &programs {
         let here = program.pipeline_rank;
-        for (action, _) in &program.actions {
+        for action in &program.actions {
             for instruction in program.blocks_of(action).flat_map(|b| &program.blocks[b].instructions) {
                 let (list, key, id) = match instruction {
                     Instruction::Send { input, to, tag } => {

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+#[cfg(test)]
+mod addresses_tests;
 mod buckets;
 mod check;
 mod error;

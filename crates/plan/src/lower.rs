@@ -481,17 +481,12 @@ impl<'a> Lowering<'a> {
         self.states.sort_by(|a, b| a.0.cmp(&b.0));
         self.caches.sort_by(|a, b| a.0.cmp(&b.0));
         self.derived.sort_by(|a, b| a.0.cmp(&b.0));
-        let slots = self.plan.schedule.slots();
-        let actions = self.plan.schedule.ranks[self.pipeline_rank]
-            .iter()
-            .map(|a| (*a, slots.slot[a.stage][a.microbatch]))
-            .collect();
         let mut program = Program {
             pipeline_rank: self.pipeline_rank,
             float: self.plan.float,
             buffers: self.buffers,
             blocks: self.blocks,
-            actions,
+            actions: self.plan.schedule.ranks[self.pipeline_rank].clone(),
             groups: self.groups,
             states: self.states,
             caches: self.caches,
@@ -501,6 +496,7 @@ impl<'a> Lowering<'a> {
             state_bytes: 0,
             step_bytes: 0,
             slots: vec![],
+            slots_bytes: 0,
             temp_bytes: 0,
             memory: Default::default(),
         };
@@ -516,7 +512,7 @@ impl<'a> Lowering<'a> {
         }
         crate::overlap::overlap(&mut program, self.plan.bucket_bytes);
         crate::buckets::bucket(&mut program, self.plan.bucket_bytes);
-        crate::addresses::assign(&mut program, &slots.num_slots, moment);
+        crate::addresses::assign(&mut program, moment);
         program
     }
 

@@ -70,6 +70,9 @@ fn layouts() -> Vec<Parallel> {
     for (bucket_bytes, zero) in [(9000, 0), (9000, 1), (1, 0), (1, 1), (0, 0), (0, 1)] {
         all.push(Parallel { dp: 2, pp: 2, num_microbatches: 3, zero, bucket_bytes, ..one.clone() });
     }
+    // More collectives than may be under way: one stage's backward waits for what the other's started.
+    let schedule = "looped".to_owned();
+    all.push(Parallel { dp: 2, zero: 1, num_microbatches: 3, schedule, chunks: 2, ..one.clone() });
     for schedule in ["zb-h1", "zb-v"] {
         let chunks = if schedule == "zb-v" { 2 } else { 1 };
         let schedule = schedule.to_owned();

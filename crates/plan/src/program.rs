@@ -33,7 +33,7 @@ pub enum Class {
     Derived,
     /// Lives through one step: accumulators, and results that are read after it.
     Step,
-    /// Kept from a microbatch's forward to its backward on this stage: one copy per slot.
+    /// Kept from one phase of a stage to another, each microbatch's in a slot of this region ([`Program::slots`]).
     Slot(usize),
     /// Lives inside one block.
     Temp,
@@ -405,7 +405,7 @@ pub struct ProgramMemory {
     pub gradients_bytes: usize,
     /// Optimizer moments.
     pub optimizer_bytes: usize,
-    /// Values kept from forward to backward, over all slots.
+    /// Values kept from forward to backward: the extent of all slots.
     pub activations_bytes: usize,
     /// Temporaries of the largest block, caches, and results kept through the step.
     pub buffers_bytes: usize,
@@ -433,8 +433,8 @@ pub struct Program {
     pub buffers: Vec<Buffer>,
     /// All blocks.
     pub blocks: Vec<Block>,
-    /// Order of work, with the slot of each action.
-    pub actions: Vec<(Action, usize)>,
+    /// Order of work.
+    pub actions: Vec<Action>,
     /// Groups that collectives name.
     pub groups: Vec<GroupKey>,
     /// State buffers by name, but for caches: what checkpoints hold.
@@ -451,31 +451,37 @@ pub struct Program {
     pub state_bytes: usize,
     /// Bytes of the step region.
     pub step_bytes: usize,
-    /// Per stage of this rank: bytes of a slot, number of slots, offset of slot 0 in the slot region.
+    /// Where what is kept from phase to phase lies, microbatch by microbatch.
     pub slots: Vec<SlotRegion>,
+    /// Bytes of the space that all slots share.
+    pub slots_bytes: usize,
     /// Bytes of the temporary region.
     pub temp_bytes: usize,
     /// The same bytes by purpose.
     pub memory: ProgramMemory,
 }
 
-/// Slots of one stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Buffers that a stage keeps of every microbatch from one of its phases to another. Slots that live at different times,
+/// of whichever stage, share their place.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotRegion {
     /// The stage.
     pub stage: usize,
     /// Bytes of one slot.
     pub slot_bytes: usize,
-    /// Slots.
-    pub num_slots: usize,
-    /// Byte offset of slot 0 in the slot region.
-    pub offset: usize,
+    /// Byte offset of each microbatch's slot in the space of all slots.
+    pub offsets: Vec<usize>,
 }
 
 impl Program {
     /// A buffer.
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.index()]
+    }
+
+    /// Microbatches of a step.
+    pub(crate) fn num_microbatches(&self) -> usize {
+        self.actions.iter().map(|action| action.microbatch + 1).max().unwrap_or(0)
     }
 
     /// The block of a stage's phase.
@@ -522,24 +528,19 @@ impl Program {
 
     /// Bytes of everything but states.
     pub fn workspace_bytes(&self) -> usize {
-        let slots: usize = self.slots.iter().map(|s| s.slot_bytes * s.num_slots).sum();
-        self.step_bytes + slots + self.temp_bytes
+        self.step_bytes + self.slots_bytes + self.temp_bytes
     }
 
-    /// Place of a buffer in an arena that has the states first, for an action in `slot`.
-    pub fn span(&self, id: BufferId, slot: usize) -> Span {
+    /// Place of a buffer in an arena that has the states first, for an action on `microbatch`.
+    pub fn span(&self, id: BufferId, microbatch: usize) -> Span {
         let buffer = self.buffer(id);
         let steps = self.state_bytes;
         let slots = steps + self.step_bytes;
-        let temps = slots + self.slots.iter().map(|s| s.slot_bytes * s.num_slots).sum::<usize>();
+        let temps = slots + self.slots_bytes;
         let offset = match buffer.class {
             Class::State | Class::Derived => buffer.offset,
             Class::Step => steps + buffer.offset,
-            Class::Slot(stage) => {
-                let region =
-                    self.slots.iter().find(|s| s.stage == stage).expect("a stage with slots has a region");
-                slots + region.offset + slot * region.slot_bytes + buffer.offset
-            }
+            Class::Slot(region) => slots + self.slots[region].offsets[microbatch] + buffer.offset,
             Class::Temp => temps + buffer.offset,
         };
         Span { offset, len: buffer.capacity * buffer.dtype.size_bytes() }

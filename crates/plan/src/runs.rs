@@ -11,8 +11,6 @@ pub struct Run {
     pub block: usize,
     /// Microbatch; 0 for blocks of the rank.
     pub microbatch: usize,
-    /// Where the microbatch's buffers lie; 0 for blocks of the rank.
-    pub slot: usize,
     /// Whether it is the block's first of the step.
     pub is_first: bool,
     /// Whether it is the block's last of the step.
@@ -60,12 +58,13 @@ impl Program {
     pub fn runs(&self) -> Vec<Run> {
         let of_rank = |phase: Phase| {
             let block = self.blocks.iter().position(|b| b.stage.is_none() && b.phase == phase);
-            block.map(|block| (block, 0, 0))
+            block.map(|block| (block, 0))
         };
-        let of_actions = self.actions.iter().flat_map(|(action, slot)| {
-            self.blocks_of(action).map(move |block| (block, action.microbatch, *slot))
-        });
-        let order: Vec<(usize, usize, usize)> = [Phase::Derive, Phase::Begin]
+        let of_actions = self
+            .actions
+            .iter()
+            .flat_map(|action| self.blocks_of(action).map(move |block| (block, action.microbatch)));
+        let order: Vec<(usize, usize)> = [Phase::Derive, Phase::Begin]
             .into_iter()
             .filter_map(of_rank)
             .chain(of_actions)
@@ -73,14 +72,13 @@ impl Program {
             .collect();
         let mut first = vec![usize::MAX; self.blocks.len()];
         let mut last = vec![0; self.blocks.len()];
-        for (at, (block, ..)) in order.iter().enumerate() {
+        for (at, (block, _)) in order.iter().enumerate() {
             first[*block] = first[*block].min(at);
             last[*block] = at;
         }
-        let run = |(at, (block, microbatch, slot)): (usize, (usize, usize, usize))| Run {
+        let run = |(at, (block, microbatch)): (usize, (usize, usize))| Run {
             block,
             microbatch,
-            slot,
             is_first: first[block] == at,
             is_last: last[block] == at,
         };

@@ -17,7 +17,6 @@ const MAX_RESULTS: usize = 4;
 pub(crate) struct Call<'a> {
     pub executor: &'a Executor,
     pub bound: &'a Bound,
-    pub slot: usize,
     pub microbatch: usize,
     pub context: StepContext<'a>,
     pub inputs: &'a [BufferId],
@@ -30,7 +29,7 @@ impl Call<'_> {
         let mut floats: ArrayVec<(Region<'_>, DType), MAX_OPERANDS> = ArrayVec::new();
         let mut ints: Option<Region<'_>> = None;
         for id in self.inputs {
-            let region = self.executor.read(self.bound, *id, self.slot)?;
+            let region = self.executor.read(self.bound, *id, self.microbatch)?;
             match self.bound.program.buffer(*id).dtype {
                 DType::I32 => ints = Some(region),
                 dtype => floats.push((region, dtype)),
@@ -38,7 +37,7 @@ impl Call<'_> {
         }
         let mut results: ArrayVec<Target<'_>, MAX_RESULTS> = ArrayVec::new();
         for id in self.outputs {
-            let region = self.executor.write(self.bound, *id, self.slot)?;
+            let region = self.executor.write(self.bound, *id, self.microbatch)?;
             results.push(Target { region, dtype: self.bound.program.buffer(*id).dtype });
         }
         let operands = Operands {

@@ -244,9 +244,9 @@ impl Executor {
     }
 
     /// The bytes of a buffer's real elements.
-    pub(crate) fn exact_span(&self, bound: &Bound, id: BufferId, slot: usize) -> Span {
+    pub(crate) fn exact_span(&self, bound: &Bound, id: BufferId, microbatch: usize) -> Span {
         let buffer = bound.program.buffer(id);
-        let span = bound.program.span(id, slot);
+        let span = bound.program.span(id, microbatch);
         let span = Span { len: buffer.len * buffer.dtype.size_bytes(), ..span };
         match buffer.class {
             Class::State | Class::Derived => span,
@@ -258,22 +258,27 @@ impl Executor {
         }
     }
 
-    pub(crate) fn piece_span(&self, bound: &Bound, id: BufferId, slot: usize, elements: usize) -> Span {
-        let span = self.exact_span(bound, id, slot);
+    pub(crate) fn piece_span(&self, bound: &Bound, id: BufferId, microbatch: usize, elements: usize) -> Span {
+        let span = self.exact_span(bound, id, microbatch);
         Span { len: elements * bound.program.buffer(id).dtype.size_bytes(), ..span }
     }
 
-    pub(crate) fn read(&self, bound: &Bound, id: BufferId, slot: usize) -> Result<Region<'_>, RuntimeError> {
-        Ok(self.arena.read(self.exact_span(bound, id, slot))?)
+    pub(crate) fn read(
+        &self,
+        bound: &Bound,
+        id: BufferId,
+        microbatch: usize,
+    ) -> Result<Region<'_>, RuntimeError> {
+        Ok(self.arena.read(self.exact_span(bound, id, microbatch))?)
     }
 
     pub(crate) fn write(
         &self,
         bound: &Bound,
         id: BufferId,
-        slot: usize,
+        microbatch: usize,
     ) -> Result<RegionMut<'_>, RuntimeError> {
-        Ok(self.arena.write(self.exact_span(bound, id, slot))?)
+        Ok(self.arena.write(self.exact_span(bound, id, microbatch))?)
     }
 }
 

@@ -14,14 +14,15 @@ impl Executor {
         &self,
         bound: &Bound,
         instruction: &Instruction,
-        slot: usize,
         microbatch: usize,
     ) -> Result<(), RuntimeError> {
         match instruction {
             Instruction::Slice { input, output, axis, outer, n, inner } => {
                 let piece = self.coord.get(*axis);
-                let source = self.arena.read(self.piece_span(bound, *input, slot, outer * n * inner))?;
-                let mut target = self.arena.write(self.piece_span(bound, *output, slot, outer * inner))?;
+                let source =
+                    self.arena.read(self.piece_span(bound, *input, microbatch, outer * n * inner))?;
+                let mut target =
+                    self.arena.write(self.piece_span(bound, *output, microbatch, outer * inner))?;
                 let (source, target) = (source.as_slice::<T>(), target.as_mut_slice::<T>());
                 for row in 0..*outer {
                     let from = (row * n + piece) * inner;
@@ -29,23 +30,23 @@ impl Executor {
                 }
             }
             Instruction::Pack { input, output, outer, n, inner } => {
-                let source = self.read(bound, *input, slot)?;
-                let mut target = self.write(bound, *output, slot)?;
+                let source = self.read(bound, *input, microbatch)?;
+                let mut target = self.write(bound, *output, microbatch)?;
                 kernels::pack(&self.cpu, source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
             }
             Instruction::Unpack { input, output, outer, n, inner } => {
-                let source = self.read(bound, *input, slot)?;
-                let mut target = self.write(bound, *output, slot)?;
+                let source = self.read(bound, *input, microbatch)?;
+                let mut target = self.write(bound, *output, microbatch)?;
                 kernels::unpack(&self.cpu, source.as_slice::<T>(), *outer, *n, *inner, target.as_mut_slice());
             }
             Instruction::Accumulate { from, into } => {
-                let source = self.read(bound, *from, slot)?;
-                let mut target = self.write(bound, *into, slot)?;
+                let source = self.read(bound, *from, microbatch)?;
+                let mut target = self.write(bound, *into, microbatch)?;
                 T::accumulate(&self.cpu, source.as_slice(), target.as_mut_slice());
             }
             Instruction::Store { from, into, outer, n, inner } => {
-                let source = self.read(bound, *from, slot)?;
-                let mut target = self.write(bound, *into, slot)?;
+                let source = self.read(bound, *from, microbatch)?;
+                let mut target = self.write(bound, *into, microbatch)?;
                 let (source, target) = (source.as_slice::<T>(), target.as_mut_slice::<T>());
                 for row in 0..*outer {
                     let to = (row * n + microbatch) * inner;
@@ -54,13 +55,14 @@ impl Executor {
             }
             Instruction::Entry { from, into, index, owners } => {
                 if owners.iter().all(|axis| self.coord.get(axis) == 0) {
-                    let source = self.read(bound, *from, slot)?;
-                    self.write(bound, *into, slot)?.as_mut_slice::<T>()[*index] = source.as_slice::<T>()[0];
+                    let source = self.read(bound, *from, microbatch)?;
+                    self.write(bound, *into, microbatch)?.as_mut_slice::<T>()[*index] =
+                        source.as_slice::<T>()[0];
                 }
             }
             Instruction::Copy { from, into } => {
-                let source = self.read(bound, *from, slot)?;
-                self.write(bound, *into, slot)?.as_mut_slice::<T>().copy_from_slice(source.as_slice());
+                let source = self.read(bound, *from, microbatch)?;
+                self.write(bound, *into, microbatch)?.as_mut_slice::<T>().copy_from_slice(source.as_slice());
             }
             _ => unreachable!("not a move"),
         }

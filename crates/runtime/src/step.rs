@@ -91,15 +91,14 @@ impl<'e, 'b> Step<'e, 'b> {
         index: usize,
         instruction: &'e Instruction,
     ) -> Result<Option<std::time::Instant>, RuntimeError> {
-        let (executor, bound, slot) = (self.executor, self.bound, run.slot);
+        let (executor, bound, microbatch) = (self.executor, self.bound, run.microbatch);
         let prepared = &bound.blocks[run.block][index];
         match instruction {
             Instruction::Compute { inputs, outputs, .. } => {
                 let Prepared::Kernel(kernel) = prepared else { unreachable!("bound as a kernel") };
                 let context =
                     StepContext { seed: self.input.seed, step: self.input.step, cpu: &executor.cpu };
-                let call =
-                    Call { executor, bound, slot, microbatch: run.microbatch, context, inputs, outputs };
+                let call = Call { executor, bound, microbatch, context, inputs, outputs };
                 match bound.plan.narrow {
                     DType::F64 => call.run::<f64>(kernel)?,
                     DType::BF16 => call.run::<bf16>(kernel)?,
@@ -109,7 +108,7 @@ impl<'e, 'b> Step<'e, 'b> {
             }
             Instruction::Load { input, output } => {
                 let Prepared::Load(tiles) = prepared else { unreachable!("bound as a load") };
-                let mut region = executor.write(bound, *output, slot)?;
+                let mut region = executor.write(bound, *output, microbatch)?;
                 let to = match bound.program.buffer(*output).dtype {
                     DType::I32 => Destination::I32(region.as_mut_slice()),
                     DType::F64 => Destination::F64(region.as_mut_slice()),
@@ -117,17 +116,17 @@ impl<'e, 'b> Step<'e, 'b> {
                     DType::F16 => Destination::F16(region.as_mut_slice()),
                     DType::F32 => Destination::F32(region.as_mut_slice()),
                 };
-                self.batch.load(input, &tiles[run.microbatch], to)?;
+                self.batch.load(input, &tiles[microbatch], to)?;
             }
             Instruction::Scalar { name, output } => {
                 let value = self.input.scalars.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
                 let value = value.ok_or_else(|| RuntimeError::Scalar { name: name.clone() })?;
-                self.fill(*output, slot, value)?;
+                self.fill(*output, microbatch, value)?;
             }
-            Instruction::Fill { value, output } => self.fill(*output, slot, *value)?,
+            Instruction::Fill { value, output } => self.fill(*output, microbatch, *value)?,
             Instruction::Start { collective, inputs, outputs, count, group, ticket, .. } => {
                 let group = &*executor.groups[&bound.program.groups[*group]];
-                let pending = self.start(group, *collective, inputs[0], outputs[0], *count, slot)?;
+                let pending = self.start(group, *collective, inputs[0], outputs[0], *count, microbatch)?;
                 self.in_flight.push((*ticket, pending));
             }
             Instruction::Wait { ticket, .. } => {
@@ -137,33 +136,32 @@ impl<'e, 'b> Step<'e, 'b> {
             }
             Instruction::Send { input, to, tag } => {
                 let to = bound.plan.mesh.rank(&executor.coord.at(Axis::Pp, *to));
-                let data = executor.read(bound, *input, slot)?;
-                executor.world.send(data, to, self.message(*tag, run.microbatch))?.wait()?;
+                let data = executor.read(bound, *input, microbatch)?;
+                executor.world.send(data, to, self.message(*tag, microbatch))?.wait()?;
             }
             Instruction::Recv { output, from, tag } => {
                 let from = bound.plan.mesh.rank(&executor.coord.at(Axis::Pp, *from));
-                let data = executor.write(bound, *output, slot)?;
-                executor.world.recv(data, from, self.message(*tag, run.microbatch))?.wait()?;
+                let data = executor.write(bound, *output, microbatch)?;
+                executor.world.recv(data, from, self.message(*tag, microbatch))?.wait()?;
             }
             _ => {
                 let Prepared::Move(dtype) = prepared else { unreachable!("bound as a move") };
-                let microbatch = run.microbatch;
                 match dtype {
-                    DType::I32 => executor.mover::<i32>(bound, instruction, slot, microbatch)?,
-                    DType::F64 => executor.mover::<f64>(bound, instruction, slot, microbatch)?,
-                    DType::BF16 => executor.mover::<bf16>(bound, instruction, slot, microbatch)?,
-                    DType::F16 => executor.mover::<f16>(bound, instruction, slot, microbatch)?,
-                    DType::F32 => executor.mover::<f32>(bound, instruction, slot, microbatch)?,
+                    DType::I32 => executor.mover::<i32>(bound, instruction, microbatch)?,
+                    DType::F64 => executor.mover::<f64>(bound, instruction, microbatch)?,
+                    DType::BF16 => executor.mover::<bf16>(bound, instruction, microbatch)?,
+                    DType::F16 => executor.mover::<f16>(bound, instruction, microbatch)?,
+                    DType::F32 => executor.mover::<f32>(bound, instruction, microbatch)?,
                 }
             }
         }
         Ok(None)
     }
 
-    fn fill(&self, id: BufferId, slot: usize, value: f64) -> Result<(), RuntimeError> {
+    fn fill(&self, id: BufferId, microbatch: usize, value: f64) -> Result<(), RuntimeError> {
         let buffer = self.bound.program.buffer(id);
         // Room behind the elements is filled too: gathers of flat shards may read it.
-        let span = self.executor.piece_span(self.bound, id, slot, buffer.capacity);
+        let span = self.executor.piece_span(self.bound, id, microbatch, buffer.capacity);
         let mut region = self.executor.arena.write(span)?;
         match buffer.dtype {
             DType::F64 => region.as_mut_slice::<f64>().fill(value),
@@ -183,15 +181,17 @@ impl<'e, 'b> Step<'e, 'b> {
         input: BufferId,
         output: BufferId,
         count: usize,
-        slot: usize,
+        microbatch: usize,
     ) -> Result<Pending<'e>, RuntimeError> {
         let (executor, bound) = (self.executor, self.bound);
         let dtype = bound.program.buffer(output).dtype;
         let n = group.world_size();
-        let send =
-            |pieces: usize| executor.arena.read(executor.piece_span(bound, input, slot, pieces * count));
-        let recv =
-            |pieces: usize| executor.arena.write(executor.piece_span(bound, output, slot, pieces * count));
+        let send = |pieces: usize| {
+            executor.arena.read(executor.piece_span(bound, input, microbatch, pieces * count))
+        };
+        let recv = |pieces: usize| {
+            executor.arena.write(executor.piece_span(bound, output, microbatch, pieces * count))
+        };
         Ok(match collective {
             Collective::AllReduce(reduce) => group.all_reduce(recv(1)?, dtype, operation(reduce))?,
             Collective::ReduceScatter(reduce) => {

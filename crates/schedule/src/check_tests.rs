@@ -122,7 +122,6 @@ proptest! {
         let times = Times { forward: 1.0, input: 2.0, weight: 1.0, comm: 0.5 };
         let verdict = schedule.check();
         schedule.peak_live();
-        schedule.slots();
         let simulated = schedule.simulate(&times);
         schedule.draw(&times).ok();
         if must_refuse {

@@ -198,7 +198,6 @@ mod tests {
             if let Ok(schedule) = Schedule::from_csv("any", &text) {
                 schedule.check().ok();
                 schedule.simulate(&crate::Times::new(1.0, 1.0, 1.0)).ok();
-                schedule.slots();
                 schedule.peak_live();
             }
             Schedule::from_csv("any", &other).ok();

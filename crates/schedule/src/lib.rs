@@ -2,7 +2,7 @@
 //!
 //! A pipeline schedule is, for each pipeline rank, an ordered list of actions `F I W B` on
 //! (stage, microbatch). This crate makes such lists ([`generate()`]), refuses wrong ones
-//! ([`Schedule::check`]), lays out their stash slots ([`Schedule::slots`]), predicts their time
+//! ([`Schedule::check`]), counts what is live at once ([`Schedule::peak_live`]), predicts their time
 //! ([`Schedule::simulate`]), draws them and writes them in PyTorch's form. What an action computes,
 //! what it sends and how long it really takes is known elsewhere.
 //!
@@ -32,7 +32,6 @@ mod transfers;
 pub use action::{Action, Kind};
 pub use error::{ScheduleError, show_actions};
 pub use generate::{Generator, Request, find, generate, generators};
-pub use live::Slots;
 pub use pipeline::Schedule;
 pub use placement::Placement;
 pub use simulate::{Costs, Span, Timeline, Times};

@@ -107,7 +107,7 @@ mod tests {
             let evaluation = Schedule::forward_only(3, &placement, 5).unwrap();
             evaluation.check().unwrap();
             assert!(!evaluation.has_backward() && !evaluation.splits_backward());
-            assert_eq!(evaluation.slots().num_slots, vec![1; placement.len()]);
+            assert_eq!(evaluation.peak_live(), [1; 3]);
         }
         assert_eq!(Schedule::forward_only(2, &[0, 1, 1, 0], 1).unwrap().stages_of(0), [0, 3]);
     }

@@ -241,7 +241,7 @@ fn executed(program: &Program, samples: &[Sample], passages: &[Passage]) -> Vec<
     let mut free = origin;
     let mut all = Vec::new();
     let mut runs = program.runs().into_iter().filter(|run| program.blocks[run.block].stage.is_some());
-    for (action, _) in &program.actions {
+    for action in &program.actions {
         let (mut start, mut sent, mut last) = (free, None, free);
         for run in runs.by_ref().take(program.blocks_of(action).count()) {
             for (_, instruction) in run.instructions(&program.blocks[run.block]) {

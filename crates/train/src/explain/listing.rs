@@ -32,7 +32,7 @@ pub fn listing(config: &Config) -> Result<Vec<StageListing>, TrainError> {
         let writer = Writer { graph, program };
         StageListing {
             stage,
-            actions: program.actions.iter().map(|(action, _)| action.to_string()).collect(),
+            actions: program.actions.iter().map(|action| action.to_string()).collect(),
             lines: program.blocks.iter().flat_map(|block| writer.block(block)).collect(),
         }
     })
