@@ -1,6 +1,7 @@
 //! `phalanx launch`: starts the processes of a job on this host, watches and reaps them, says which rank says what,
 //! and starts the job anew from its last checkpoint when a rank fails.
 
+use std::borrow::Cow;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -328,7 +329,7 @@ fn forward(
 fn print(line: &Line, is_json: bool) {
     let text = String::from_utf8_lossy(&line.bytes);
     let text = text.trim_end_matches('\n');
-    let (rank, text) = untagged(text).unwrap_or((line.rank, text));
+    let (rank, text) = untagged(text).unwrap_or((line.rank, text.into()));
     let text = match is_json && !line.is_error {
         true => format!("{text}\n"),
         false => format!("[{rank}] {text}\n"),
@@ -340,11 +341,14 @@ fn print(line: &Line, is_json: bool) {
     };
 }
 
-/// Rank and text of a line that OpenMPI's `--tag-output` has marked: `[1,2]<stderr>:text`.
-fn untagged(line: &str) -> Option<(usize, &str)> {
+/// Rank and text of a line that OpenMPI's `--tag-output` has marked: `[1,2]<stderr>:text`. A line that it forwarded in
+/// pieces (of 2 KiB) has the mark before each.
+fn untagged(line: &str) -> Option<(usize, Cow<'_, str>)> {
     let (place, rest) = line.strip_prefix('[')?.split_once(']')?;
     let (_job, rank) = place.split_once(',')?;
     let (_stream, text) = rest.strip_prefix("<std")?.split_once(">:")?;
+    let mark = &line[..line.len() - text.len()];
+    let text = if text.contains(mark) { Cow::from(text.replace(mark, "")) } else { Cow::from(text) };
     Some((rank.parse().ok()?, text))
 }
 
@@ -422,7 +426,9 @@ mod tests {
 
     #[test]
     fn lines_of_mpirun_name_their_rank() {
-        assert_eq!(untagged("[1,12]<stderr>:step 3"), Some((12, "step 3")));
+        assert_eq!(untagged("[1,12]<stderr>:step 3"), Some((12, "step 3".into())));
+        let in_pieces = "[1,0]<stdout>:  [1,0]<stdout>:\"mesh\": \"dp=[1,2]\"";
+        assert_eq!(untagged(in_pieces), Some((0, "  \"mesh\": \"dp=[1,2]\"".into())));
         assert_eq!(untagged("[1] a, b"), None);
         assert_eq!(untagged("step 1/2"), None);
     }
