@@ -20,6 +20,7 @@ pub mod store;
 pub mod threads;
 #[cfg(any(feature = "gloo", feature = "mpi"))]
 mod wire;
+mod wrapper;
 
 pub use communicator::{AbortHandle, Communicator, Reduce};
 pub use error::{Collective, CommError, Place};
@@ -27,3 +28,4 @@ pub use job::{Backend, Job, JoinError, OnStuck};
 pub use lane::Lane;
 pub use pending::Pending;
 pub use recorder::{OperationRecord, Outcome};
+pub use wrapper::Wrapper;

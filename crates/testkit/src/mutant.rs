@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use comm::{AbortHandle, Collective, CommError, Communicator, OperationRecord, Pending, Reduce};
+use comm::{Collective, CommError, Communicator, Pending, Reduce, Wrapper};
 use memory::{DType, Region, RegionMut};
 use runtime::WrapGroup;
 
@@ -54,17 +54,14 @@ pub fn collectives(program: &plan::Program) -> Vec<(String, Vec<plan::Collective
     all
 }
 
-impl Communicator for Mutant {
-    fn rank(&self) -> usize {
-        self.inner.rank()
+impl Wrapper for Mutant {
+    fn inner(&self) -> &dyn Communicator {
+        &*self.inner
     }
 
-    fn world_size(&self) -> usize {
-        self.inner.world_size()
-    }
-
-    fn name(&self) -> &str {
-        self.inner.name()
+    /// A group that is split off is none of the Program's, and is left alone.
+    fn around(&self, group: Box<dyn Communicator>) -> Box<dyn Communicator> {
+        group
     }
 
     fn all_reduce<'a>(
@@ -112,33 +109,5 @@ impl Communicator for Mutant {
             return Ok(Pending::done(Collective::AllToAll));
         }
         self.inner.all_to_all(send, recv)
-    }
-
-    fn broadcast<'a>(&self, data: RegionMut<'a>, root: usize) -> Result<Pending<'a>, CommError> {
-        self.inner.broadcast(data, root)
-    }
-
-    fn send<'a>(&self, data: Region<'a>, to: usize, tag: u64) -> Result<Pending<'a>, CommError> {
-        self.inner.send(data, to, tag)
-    }
-
-    fn recv<'a>(&self, data: RegionMut<'a>, from: usize, tag: u64) -> Result<Pending<'a>, CommError> {
-        self.inner.recv(data, from, tag)
-    }
-
-    fn barrier(&self) -> Result<(), CommError> {
-        self.inner.barrier()
-    }
-
-    fn split(&self, members: &[usize], name: &str) -> Result<Box<dyn Communicator>, CommError> {
-        self.inner.split(members, name)
-    }
-
-    fn abort_handle(&self) -> AbortHandle {
-        self.inner.abort_handle()
-    }
-
-    fn recent_operations(&self) -> Vec<OperationRecord> {
-        self.inner.recent_operations()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use comm::{AbortHandle, Collective, CommError, Communicator, OperationRecord, Pending, Reduce};
+use comm::{Collective, CommError, Communicator, Pending, Reduce, Wrapper};
 use memory::{DType, Region, RegionMut};
 use runtime::WrapGroup;
 
@@ -39,17 +39,13 @@ impl Throttled {
     }
 }
 
-impl Communicator for Throttled {
-    fn rank(&self) -> usize {
-        self.inner.rank()
+impl Wrapper for Throttled {
+    fn inner(&self) -> &dyn Communicator {
+        &*self.inner
     }
 
-    fn world_size(&self) -> usize {
-        self.inner.world_size()
-    }
-
-    fn name(&self) -> &str {
-        self.inner.name()
+    fn around(&self, inner: Box<dyn Communicator>) -> Box<dyn Communicator> {
+        Box::new(Throttled { inner, bytes_per_second: self.bytes_per_second })
     }
 
     fn all_reduce<'a>(
@@ -87,30 +83,5 @@ impl Communicator for Throttled {
     fn broadcast<'a>(&self, data: RegionMut<'a>, root: usize) -> Result<Pending<'a>, CommError> {
         let work = (data.len_bytes(), 1);
         self.complete(Collective::Broadcast, work, || self.inner.broadcast(data, root)?.wait())
-    }
-
-    fn send<'a>(&self, data: Region<'a>, to: usize, tag: u64) -> Result<Pending<'a>, CommError> {
-        self.inner.send(data, to, tag)
-    }
-
-    fn recv<'a>(&self, data: RegionMut<'a>, from: usize, tag: u64) -> Result<Pending<'a>, CommError> {
-        self.inner.recv(data, from, tag)
-    }
-
-    fn barrier(&self) -> Result<(), CommError> {
-        self.inner.barrier()
-    }
-
-    fn split(&self, members: &[usize], name: &str) -> Result<Box<dyn Communicator>, CommError> {
-        let (inner, bytes_per_second) = (self.inner.split(members, name)?, self.bytes_per_second);
-        Ok(Box::new(Throttled { inner, bytes_per_second }))
-    }
-
-    fn abort_handle(&self) -> AbortHandle {
-        self.inner.abort_handle()
-    }
-
-    fn recent_operations(&self) -> Vec<OperationRecord> {
-        self.inner.recent_operations()
     }
 }

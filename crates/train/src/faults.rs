@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use comm::{AbortHandle, CommError, Communicator, OperationRecord, Pending, Reduce};
+use comm::{CommError, Communicator, Pending, Reduce, Wrapper};
 use memory::{DType, Region, RegionMut};
 use mesh::Tile;
 use runtime::{Batch, Destination, RuntimeError};
@@ -134,17 +134,13 @@ struct Before {
     followed: Arc<Followed>,
 }
 
-impl Communicator for Before {
-    fn rank(&self) -> usize {
-        self.inner.rank()
+impl Wrapper for Before {
+    fn inner(&self) -> &dyn Communicator {
+        &*self.inner
     }
 
-    fn world_size(&self) -> usize {
-        self.inner.world_size()
-    }
-
-    fn name(&self) -> &str {
-        self.inner.name()
+    fn around(&self, inner: Box<dyn Communicator>) -> Box<dyn Communicator> {
+        Box::new(Before { inner, followed: Arc::clone(&self.followed) })
     }
 
     fn all_reduce<'a>(
@@ -161,16 +157,6 @@ impl Communicator for Before {
         Ok(pending)
     }
 
-    fn reduce_scatter<'a>(
-        &self,
-        send: Region<'a>,
-        recv: RegionMut<'a>,
-        dtype: DType,
-        op: Reduce,
-    ) -> Result<Pending<'a>, CommError> {
-        self.inner.reduce_scatter(send, recv, dtype, op)
-    }
-
     fn all_gather<'a>(&self, send: Region<'a>, recv: RegionMut<'a>) -> Result<Pending<'a>, CommError> {
         if self.name().starts_with("dp") {
             self.followed.at(Moment::Optimizer);
@@ -178,39 +164,10 @@ impl Communicator for Before {
         self.inner.all_gather(send, recv)
     }
 
-    fn all_to_all<'a>(&self, send: Region<'a>, recv: RegionMut<'a>) -> Result<Pending<'a>, CommError> {
-        self.inner.all_to_all(send, recv)
-    }
-
-    fn broadcast<'a>(&self, data: RegionMut<'a>, root: usize) -> Result<Pending<'a>, CommError> {
-        self.inner.broadcast(data, root)
-    }
-
-    fn send<'a>(&self, data: Region<'a>, to: usize, tag: u64) -> Result<Pending<'a>, CommError> {
-        self.inner.send(data, to, tag)
-    }
-
-    fn recv<'a>(&self, data: RegionMut<'a>, from: usize, tag: u64) -> Result<Pending<'a>, CommError> {
-        self.inner.recv(data, from, tag)
-    }
-
     fn barrier(&self) -> Result<(), CommError> {
         if self.followed.meetings.fetch_add(1, Relaxed) + 1 == SHARDS_WRITTEN {
             self.followed.at(Moment::Saving);
         }
         self.inner.barrier()
-    }
-
-    fn split(&self, members: &[usize], name: &str) -> Result<Box<dyn Communicator>, CommError> {
-        let inner = self.inner.split(members, name)?;
-        Ok(Box::new(Before { inner, followed: Arc::clone(&self.followed) }))
-    }
-
-    fn abort_handle(&self) -> AbortHandle {
-        self.inner.abort_handle()
-    }
-
-    fn recent_operations(&self) -> Vec<OperationRecord> {
-        self.inner.recent_operations()
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use comm::{AbortHandle, Collective, CommError, Communicator, OperationRecord, Pending, Reduce};
+use comm::{Collective, CommError, Communicator, Pending, Reduce, Wrapper};
 use memory::{DType, Region, RegionMut};
 
 /// How fast ranks are connected.
@@ -210,17 +210,13 @@ impl Clocked {
     }
 }
 
-impl Communicator for Clocked {
-    fn rank(&self) -> usize {
-        self.inner.rank()
+impl Wrapper for Clocked {
+    fn inner(&self) -> &dyn Communicator {
+        &*self.inner
     }
 
-    fn world_size(&self) -> usize {
-        self.inner.world_size()
-    }
-
-    fn name(&self) -> &str {
-        self.inner.name()
+    fn around(&self, group: Box<dyn Communicator>) -> Box<dyn Communicator> {
+        Box::new(Clocked::new(group, self.clock.clone()))
     }
 
     fn all_reduce<'a>(
@@ -300,18 +296,10 @@ impl Communicator for Clocked {
         let now = self.clock.pause();
         let group = self.inner.split(members, name);
         self.clock.resume(now);
-        Ok(Box::new(Clocked::new(group?, self.clock.clone())))
+        Ok(self.around(group?))
     }
 
     fn completes_at_start(&self) -> bool {
         true
-    }
-
-    fn abort_handle(&self) -> AbortHandle {
-        self.inner.abort_handle()
-    }
-
-    fn recent_operations(&self) -> Vec<OperationRecord> {
-        self.inner.recent_operations()
     }
 }
