@@ -52,9 +52,10 @@ def body(message):
 
 
 def cleaned(text):
-    """Addresses, links and footers of lists tell a sender, not what spam is."""
+    """Addresses, links, paths of machines and footers of lists tell a sender, not what spam is."""
     text = re.sub(r"(?i)https?://\S+|www\.\S+", " <url> ", text)
     text = re.sub(r"\S+@\S+", " <address> ", text)
+    text = re.sub(r"/(?:tmp|root|home|usr|etc|var|opt|mnt)(?:/[\w.$~+-]*)+|(?<!\w)/(?:tmp|root|home)\b", " <path> ", text)
     text = re.split(r"\n_{20,}|\n-{20,}|\n-- ?\n", text)[0]
     lines = [line for line in text.splitlines() if not line.startswith(">")]
     return " ".join(" ".join(lines).split())[:EXCERPT_CHARACTERS]
