@@ -64,6 +64,21 @@ batch = 6
 eval_every = 0
 T
 
+# Waits until every host reaches every other and the bridge: a link that was just set up carries nothing for up to a
+# second, and mpirun gives a host up at its first refusal. That a port refuses is an answer.
+connected() {
+    local from to
+    for from in 1 2 3; do
+        for to in 1 2 3 254; do
+            for _ in $(seq 100); do
+                timeout 1 ip netns exec "$tag-$from" bash -c ": </dev/tcp/10.77.0.$to/9" 2>&1 | grep -q refused && continue 2
+                sleep 0.1
+            done
+            fail "host $from does not reach 10.77.0.$to"
+        done
+    done
+}
+
 # Starts one rank per host in the background: job name, further arguments.
 start() {
     local job=$1 rank
@@ -82,7 +97,7 @@ start() {
 
 fail() {
     echo "error: $1" >&2
-    tail -n 5 ./*.err >&2
+    tail -n 20 ./*.err >&2
     exit 1
 }
 
@@ -121,6 +136,7 @@ same_bits_as_threads() { # run
 # The three checks over one engine: its name, how it starts, and how long the news of a cut may take (ms).
 check() {
     local engine=$1 start=$2 bound=$3 pid begun elapsed
+    connected
     "$start" "$engine-plain"
     for pid in "${ranks[@]}"; do wait "$pid" || fail "$engine: three hosts do not train"; done
     same_bits_as_threads "$engine-plain"
