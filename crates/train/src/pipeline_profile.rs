@@ -252,8 +252,7 @@ fn count(program: &Program) -> usize {
 /// does between two actions belongs to the second.
 fn executed(program: &Program, samples: &[Sample], passages: &[Passage]) -> Vec<Executed> {
     let begin = program.blocks.iter().position(|b| b.stage.is_none() && b.phase == Phase::Begin);
-    let derive = program.blocks.iter().position(|b| b.phase == Phase::Derive);
-    let mut samples = samples.iter().filter(|s| Some(s.block) != begin && Some(s.block) != derive);
+    let mut samples = samples.iter().filter(|s| program.blocks[s.block].stage.is_some());
     // Ranks lined up after what they began with, before the first microbatch.
     let is_start = |i: &&Instruction| matches!(i, Instruction::Start { .. });
     let before = begin.map_or(0, |b| program.blocks[b].instructions.iter().filter(is_start).count());
