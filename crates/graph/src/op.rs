@@ -264,6 +264,8 @@ pub enum Op {
         /// Largest allowed norm; 0 for none.
         max_norm: f64,
     },
+    /// `(num_tokens, [loss_scale]) -> scale`: the factor of [`Op::ClipScale`] if nothing is clipped and all is finite.
+    AssumedScale,
     /// `(parameter, gradient, first, second, scale, lr, step) -> (parameter, first, second, [copy])`, in place but for a
     /// narrow copy of the parameter, which only lowered programs ask for.
     Adam {
@@ -336,6 +338,7 @@ impl Op {
             Op::Stack => "stack",
             Op::Share => "share",
             Op::ClipScale { .. } => "clip_scale",
+            Op::AssumedScale => "assumed_scale",
             Op::Adam { .. } => "adam",
             Op::Sgd { .. } => "sgd",
         }

@@ -30,6 +30,9 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// Largest norm of the mean gradient; 0 for no clipping.
     pub clip_norm: f64,
+    /// Whether the update assumes that nothing is clipped and all is finite, so that it need not wait for the norm over
+    /// all stages; what was assumed is compared with what is true afterwards (Qi et al., 2023, section 4).
+    pub post_validation: bool,
 }
 
 impl Optimizer {
@@ -61,12 +64,22 @@ impl Optimizer {
             statistics.push(g.node(node).outputs[0]);
         }
         let statistics = stack(g, &statistics);
+        // Every stage counts tokens by itself: those of the loss are on the last one.
+        let weights = g.producer(num_tokens).inputs[0];
+        let assumed = self.post_validation.then(|| {
+            let num_tokens = g.sum("assumed.num_tokens", weights, &[]);
+            let operands: Vec<ValueId> = [num_tokens].into_iter().chain(loss_scale).collect();
+            let results: [(&[_], ValueType); 1] = [(&[], ValueType::Float)];
+            let node = g.push(Op::AssumedScale, "assumed.scale".to_owned(), &operands, &results);
+            g.node(node).outputs[0]
+        });
         let clip = Op::ClipScale { max_norm: self.clip_norm };
         let operands: Vec<ValueId> = [statistics].into_iter().chain(loss_scale).collect();
         let results: [(&[_], ValueType); 2] = [(&[], ValueType::Float), (&[], ValueType::Float)];
         let node = g.push(clip, "clip".to_owned(), &operands, &results);
         let [scale, grad_norm] = g.node(node).outputs[..] else { unreachable!("two results") };
         g.mark_output("grad_norm", grad_norm);
+        let scale = assumed.unwrap_or(scale);
         let (lr, step) = (g.scalar("lr", &[]), g.scalar("step", &[]));
         for Gradient { name, parameter, gradient, decay } in parameters {
             g.set_place(Place::Holders(parameter));

@@ -52,7 +52,11 @@ pub(crate) fn assign(program: &mut Program, is_moment: impl Fn(&str) -> bool) {
     program.slots_bytes = place_slots(program);
     memory.activations_bytes = program.slots_bytes;
     program.temp_bytes = place_temporaries(program);
-    memory.buffers_bytes += program.temp_bytes;
+    if program.validation.is_some() {
+        let ends = program.states.iter().map(|(_, id)| program.buffer(*id)).map(|b| b.offset + b.bytes());
+        program.saved_bytes = ends.max().unwrap_or(0);
+    }
+    memory.buffers_bytes += program.temp_bytes + program.saved_bytes;
     program.memory = memory;
     for i in 0..program.buffers.len() {
         let root = program.buffers[i].storage.index();
@@ -146,8 +150,7 @@ fn share_slots(program: &mut Program, kept: &[(BufferId, Kept)]) {
 /// Step buffers that microbatches add into, gradients among them.
 fn accumulators(program: &Program) -> BTreeSet<BufferId> {
     let storage = |b: &BufferId| program.buffers[b.index()].storage;
-    let microbatch_blocks =
-        program.blocks.iter().filter(|b| !matches!(b.phase, Phase::Derive | Phase::Begin | Phase::Update));
+    let microbatch_blocks = program.blocks.iter().filter(|b| b.stage.is_some());
     microbatch_blocks
         .flat_map(|b| &b.instructions)
         .flat_map(|i| i.uses().1)

@@ -35,6 +35,7 @@ fn graph(family: Family, recompute: Recompute) -> Graph {
         nesterov: false,
         weight_decay: 0.1,
         clip_norm: 1.0,
+        post_validation: false,
     };
     let step = Step { batch: 60, sequence_length: 64 };
     let given = Given { key_index: false, labels: true };

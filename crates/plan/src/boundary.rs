@@ -121,8 +121,9 @@ impl Lowering<'_> {
         }
         match layout.get(Axis::Mb) {
             Placement::Partial(_) => {
-                let begin = self.block(None, Phase::Begin);
-                self.emit(begin, Instruction::Fill { value: 0.0, output: into });
+                let clear = if self.post_validates { Phase::Clear } else { Phase::Begin };
+                let before = self.block(None, clear);
+                self.emit(before, Instruction::Fill { value: 0.0, output: into });
                 // Sums grow in the order of microbatches, which schedules keep in W alone: those of the forward wait.
                 if maker.role == Role::Forward && self.plan.schedule.has_backward() {
                     let later = self.block(self.stage, self.phase(Role::BackwardWeight));

@@ -34,11 +34,15 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
     let order = [
         Phase::Derive,
         Phase::Begin,
+        Phase::Clear,
         Phase::Forward,
         Phase::Backward,
         Phase::BackwardInput,
         Phase::BackwardWeight,
         Phase::Update,
+        Phase::Apply,
+        Phase::Validate,
+        Phase::Amend,
     ];
     // Blocks of a phase as they end: a later one may wait for what an earlier one started in its last run.
     let last_run: HashMap<usize, usize> =
@@ -65,14 +69,14 @@ pub fn check_world<P: Borrow<Program>>(plan: &Plan, programs: &[P]) -> Result<()
     let mut received = BTreeMap::new();
     for program in &programs {
         let here = program.pipeline_rank;
-        for action in &program.actions {
-            for instruction in program.blocks_of(action).flat_map(|b| &program.blocks[b].instructions) {
+        for run in program.runs() {
+            for (_, instruction) in run.instructions(&program.blocks[run.block]) {
                 let (list, key, id) = match instruction {
                     Instruction::Send { input, to, tag } => {
-                        (&mut sent, (here, *to, *tag, action.microbatch), *input)
+                        (&mut sent, (here, *to, *tag, run.microbatch), *input)
                     }
                     Instruction::Recv { output, from, tag } => {
-                        (&mut received, (*from, here, *tag, action.microbatch), *output)
+                        (&mut received, (*from, here, *tag, run.microbatch), *output)
                     }
                     _ => continue,
                 };
@@ -166,7 +170,7 @@ impl Checker<'_> {
                     return Err(fail(format!("`{}` is in flight", self.program.buffer(*id).name)));
                 }
                 let layout = self.program.buffer(*id).layout;
-                if block.phase == Phase::Update && layout.get(Axis::Mb) != Placement::Whole {
+                if block.phase >= Phase::Update && layout.get(Axis::Mb) != Placement::Whole {
                     return Err(fail(format!("`{}` belongs to a microbatch", self.program.buffer(*id).name)));
                 }
             }

@@ -43,7 +43,7 @@ fn copies(program: &mut Program) {
         })
         .collect();
     let storages: Vec<BufferId> = program.buffers.iter().map(|b| b.storage).collect();
-    for block in program.blocks.iter_mut().filter(|b| b.phase == Phase::Update) {
+    for block in program.blocks.iter_mut().filter(|b| matches!(b.phase, Phase::Update | Phase::Apply)) {
         for instruction in &mut block.instructions {
             if let Instruction::Compute { op: Op::Adam { .. } | Op::Sgd { .. }, outputs, .. } = instruction
                 && let Some((_, copy)) = casts.iter().find(|(of, _)| *of == storages[outputs[0].index()])

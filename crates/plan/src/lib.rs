@@ -35,6 +35,6 @@ pub use lower::lower;
 pub use plan::{BUCKET_BYTES, Parallel, Plan, StateHome};
 pub use program::{
     Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Lane, Phase, Program, ProgramMemory,
-    SlotRegion, When,
+    SlotRegion, Unread, Validation, When,
 };
 pub use runs::Run;

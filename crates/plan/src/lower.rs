@@ -17,6 +17,8 @@ use crate::program::{Block, Buffer, BufferId, Class, GroupKey, Instruction, Phas
 mod boundary;
 #[path = "update.rs"]
 mod update;
+#[path = "validation.rs"]
+mod validation;
 
 /// A value in one layout.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +58,8 @@ pub(crate) struct Lowering<'a> {
     pub buffers: Vec<Buffer>,
     chooser: Chooser,
     observe: bool,
+    /// Whether the update comes before the norm over all stages is known.
+    post_validates: bool,
     blocks: Vec<Block>,
     groups: Vec<GroupKey>,
     states: Vec<(String, BufferId)>,
@@ -95,6 +99,7 @@ impl<'a> Lowering<'a> {
             pipeline_rank,
             chooser,
             observe,
+            post_validates: graph.order().iter().any(|id| graph.node(*id).op == Op::AssumedScale),
             consumers,
             buffers: vec![],
             blocks: vec![],
@@ -306,6 +311,11 @@ impl<'a> Lowering<'a> {
     }
 
     fn materialise(&mut self, block: usize, value: ValueId, layout: Layout) -> BufferId {
+        // Numbers that are given per step are kept for an update that has to be made again.
+        let block = match (self.blocks[block].phase, &self.graph.producer(value).op) {
+            (Phase::Apply | Phase::Validate, Op::Scalar) => self.block(None, Phase::Update),
+            _ => block,
+        };
         if let Some(buffer) = self.memo.get(&(block, value, layout)) {
             return *buffer;
         }
@@ -406,7 +416,9 @@ impl<'a> Lowering<'a> {
     }
 
     fn choose(&mut self, axis: Axis, node: &Node, signature: &Signature) -> Choice {
-        if axis == Axis::Pp || !self.plan.divides(axis) {
+        // The update sees all microbatches at once.
+        let at_once = axis == Axis::Mb && node.role == Role::Update;
+        if axis == Axis::Pp || at_once || !self.plan.divides(axis) {
             return Choice::Whole;
         }
         let mut operands = Vec::new();
@@ -469,7 +481,8 @@ impl<'a> Lowering<'a> {
                 self.outputs.push((name.clone(), version.buffer));
             }
         }
-        for block in &mut self.blocks {
+        let validation = self.post_validates.then(|| self.validation());
+        for block in self.blocks.iter_mut().filter(|block| block.stage.is_some()) {
             // An action waits for what it needs before it begins and gives what it made when it ends, as schedules
             // are checked and simulated.
             block.instructions.sort_by_key(|i| match i {
@@ -498,6 +511,8 @@ impl<'a> Lowering<'a> {
             slots: vec![],
             slots_bytes: 0,
             temp_bytes: 0,
+            saved_bytes: 0,
+            validation: None,
             memory: Default::default(),
         };
         let moment = |name: &str| {
@@ -512,6 +527,9 @@ impl<'a> Lowering<'a> {
         }
         crate::overlap::overlap(&mut program, self.plan.bucket_bytes);
         crate::buckets::bucket(&mut program, self.plan.bucket_bytes);
+        if let Some((scale, assumed)) = validation {
+            program.validation = Some(validation::of(self.graph, self.plan, &program, scale, assumed));
+        }
         crate::addresses::assign(&mut program, moment);
         program
     }

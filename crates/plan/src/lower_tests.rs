@@ -42,6 +42,7 @@ fn graph_in(family: Family, tied: bool, recompute: Recompute, precision: Precisi
         nesterov: false,
         weight_decay: 0.1,
         clip_norm: 1.0,
+        post_validation: false,
     };
     let step = Step { batch: 12, sequence_length: 16 };
     let given = Given { key_index: false, labels: true };

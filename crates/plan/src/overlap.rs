@@ -22,8 +22,8 @@ pub(crate) fn overlap(program: &mut Program, window_bytes: usize) {
     }
     for at in 0..program.blocks.len() {
         let kind = match program.blocks[at].phase {
-            Phase::Update => Kind::AllGather,
-            Phase::Derive | Phase::Begin => continue,
+            Phase::Update | Phase::Apply => Kind::AllGather,
+            Phase::Derive | Phase::Begin | Phase::Clear | Phase::Validate | Phase::Amend => continue,
             _ => Kind::ReduceScatter,
         };
         wait_late(program, at, kind, window_bytes);

@@ -348,6 +348,8 @@ pub enum Phase {
     Derive,
     /// Before the first microbatch.
     Begin,
+    /// Under post-validation, once the step before is known to stand: accumulators to zero.
+    Clear,
     /// F.
     Forward,
     /// I.
@@ -358,6 +360,12 @@ pub enum Phase {
     Backward,
     /// After the last microbatch.
     Update,
+    /// Under post-validation what changes states, apart from `Update`: it may have to be made again.
+    Apply,
+    /// Under post-validation, what is true of the step, which the next one learns.
+    Validate,
+    /// Under post-validation, what is true in the place of what was assumed; `Apply` follows once more.
+    Amend,
 }
 
 impl Phase {
@@ -376,11 +384,15 @@ impl Phase {
         match self {
             Phase::Derive => "derive",
             Phase::Begin => "begin",
+            Phase::Clear => "clear",
             Phase::Forward => "forward",
             Phase::BackwardInput => "backward_input",
             Phase::BackwardWeight => "backward_weight",
             Phase::Backward => "backward",
             Phase::Update => "update",
+            Phase::Apply => "apply",
+            Phase::Validate => "validate",
+            Phase::Amend => "amend",
         }
     }
 }
@@ -407,7 +419,7 @@ pub struct ProgramMemory {
     pub optimizer_bytes: usize,
     /// Values kept from forward to backward: the extent of all slots.
     pub activations_bytes: usize,
-    /// Temporaries of the largest block, caches, and results kept through the step.
+    /// Temporaries of the largest block, caches, results kept through the step, and the copy of states.
     pub buffers_bytes: usize,
 }
 
@@ -457,8 +469,37 @@ pub struct Program {
     pub slots_bytes: usize,
     /// Bytes of the temporary region.
     pub temp_bytes: usize,
+    /// Bytes of the copy of all states from before an update that may be refused; behind the temporaries.
+    pub saved_bytes: usize,
+    /// How an update is refused, if its step is validated after it.
+    pub validation: Option<Validation>,
     /// The same bytes by purpose.
     pub memory: ProgramMemory,
+}
+
+/// What a rank does ahead of the validation of the step before, and what it takes back if that step is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Validation {
+    /// Actions at the beginning of a step that do not wait for the validation: forwards whose values come from forwards
+    /// of that kind alone.
+    pub num_ahead: usize,
+    /// Messages that peers send ahead and this rank receives later: to be read and dropped if the step begins again.
+    pub unread: Vec<Unread>,
+    /// The factor on gradients that is known in the end.
+    pub scale: BufferId,
+    /// The factor that the update assumed.
+    pub assumed: BufferId,
+}
+
+/// A message that was sent and not yet received: where the Program receives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unread {
+    /// Position in [`Program::blocks`].
+    pub block: usize,
+    /// Position in the block.
+    pub index: usize,
+    /// Microbatch.
+    pub microbatch: usize,
 }
 
 /// Buffers that a stage keeps of every microbatch from one of its phases to another. Slots that live at different times,
@@ -512,8 +553,12 @@ impl Program {
     }
 
     fn written_by_update(&self) -> BTreeSet<BufferId> {
-        let update = self.block(None, Phase::Update).map_or(&[][..], |b| &b.instructions);
-        update.iter().flat_map(|i| i.uses().1).map(|id| self.buffer(id).storage).collect()
+        let updates = self.blocks.iter().filter(|b| matches!(b.phase, Phase::Update | Phase::Apply));
+        updates
+            .flat_map(|b| &b.instructions)
+            .flat_map(|i| i.uses().1)
+            .map(|id| self.buffer(id).storage)
+            .collect()
     }
 
     /// Every buffer that outlives the step, in the order of their addresses.
@@ -528,7 +573,13 @@ impl Program {
 
     /// Bytes of everything but states.
     pub fn workspace_bytes(&self) -> usize {
-        self.step_bytes + self.slots_bytes + self.temp_bytes
+        self.step_bytes + self.slots_bytes + self.temp_bytes + self.saved_bytes
+    }
+
+    /// Place of the copy of all states, in an arena that has the states first.
+    pub fn saved(&self) -> Span {
+        let offset = self.state_bytes + self.step_bytes + self.slots_bytes + self.temp_bytes;
+        Span { offset, len: self.saved_bytes }
     }
 
     /// Place of a buffer in an arena that has the states first, for an action on `microbatch`.

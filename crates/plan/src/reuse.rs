@@ -43,11 +43,11 @@ fn is_last_reader(program: &Program, id: BufferId, block: usize, index: usize) -
     let storage = |id: &BufferId| program.buffer(*id).storage;
     let wanted = storage(&id);
     let order = |phase: Phase| match phase {
-        Phase::Derive | Phase::Begin => 0,
+        Phase::Derive | Phase::Begin | Phase::Clear => 0,
         Phase::Forward => 1,
         Phase::Backward | Phase::BackwardInput => 2,
         Phase::BackwardWeight => 3,
-        Phase::Update => 4,
+        Phase::Update | Phase::Apply | Phase::Validate | Phase::Amend => 4,
     };
     let here = order(program.blocks[block].phase);
     let touched_later = program.blocks.iter().enumerate().any(|(at, other)| {

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use schedule::Action;
+
 use crate::program::{Block, BufferId, Instruction, Phase, Program, When};
 
 /// One run of a block.
@@ -54,21 +56,29 @@ impl Program {
     }
 
     /// All runs of a step in order: what is derived from states (which a step skips if it is up to date), what comes
-    /// before the first microbatch, the actions, the update.
+    /// before the first microbatch, the actions, the update. Under post-validation accumulators are cleared once the
+    /// actions ahead are done, where the step before has been validated, and `Validate` belongs to the next step.
     pub fn runs(&self) -> Vec<Run> {
         let of_rank = |phase: Phase| {
             let block = self.blocks.iter().position(|b| b.stage.is_none() && b.phase == phase);
             block.map(|block| (block, 0))
         };
-        let of_actions = self
-            .actions
-            .iter()
-            .flat_map(|action| self.blocks_of(action).map(move |block| (block, action.microbatch)));
+        let of_actions = |actions: &[Action]| -> Vec<(usize, usize)> {
+            let runs = |action: &Action| {
+                let microbatch = action.microbatch;
+                self.blocks_of(action).map(|block| (block, microbatch)).collect::<Vec<_>>()
+            };
+            actions.iter().flat_map(runs).collect()
+        };
+        let (ahead, then) =
+            self.actions.split_at(self.validation.as_ref().map_or(0, |validation| validation.num_ahead));
         let order: Vec<(usize, usize)> = [Phase::Derive, Phase::Begin]
             .into_iter()
             .filter_map(of_rank)
-            .chain(of_actions)
-            .chain(of_rank(Phase::Update))
+            .chain(of_actions(ahead))
+            .chain(of_rank(Phase::Clear))
+            .chain(of_actions(then))
+            .chain([Phase::Update, Phase::Apply, Phase::Validate].into_iter().filter_map(of_rank))
             .collect();
         let mut first = vec![usize::MAX; self.blocks.len()];
         let mut last = vec![0; self.blocks.len()];

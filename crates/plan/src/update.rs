@@ -11,7 +11,12 @@ use crate::program::{GroupKey, Instruction, Lane, Phase};
 
 impl Lowering<'_> {
     pub(super) fn update_node(&mut self, node: &Node) {
-        let block = self.block(None, Phase::Update);
+        let phase = match &node.op {
+            Op::Adam { .. } | Op::Sgd { .. } if self.post_validates => Phase::Apply,
+            Op::ClipScale { .. } if self.post_validates => Phase::Validate,
+            _ => Phase::Update,
+        };
+        let block = self.block(None, phase);
         match (&node.op, node.place) {
             (Op::Add, Place::Holders(parameter)) => self.gradient(block, node, parameter),
             (Op::Stack, _) => self.stack(block, node),
@@ -63,11 +68,16 @@ impl Lowering<'_> {
         self.set_canonical(result, version);
     }
 
-    /// Every scalar into its place; what is whole counts once; then one all_reduce over the world.
+    /// Every scalar into its place; what is whole counts once; then one all_reduce over the world. Under post-validation
+    /// over a stage, and from stage to stage by message.
     fn stack(&mut self, block: usize, node: &Node) {
         let result = node.outputs[0];
         let dims = self.graph.value(result).dims.clone();
-        let axes: AxisSet = Axis::SPACE.into_iter().filter(|a| self.plan.divides(*a)).collect();
+        let over_stages = !self.post_validates;
+        let axes: AxisSet = Axis::SPACE
+            .into_iter()
+            .filter(|a| self.plan.divides(*a) && (over_stages || *a != Axis::Pp))
+            .collect();
         let owed = axes.iter().fold(Layout::WHOLE, |l, a| l.with(a, Placement::Partial(Reduce::Sum)));
         let into = self.new_buffer(result, &dims, owed);
         self.emit(block, Instruction::Fill { value: 0.0, output: into });
@@ -84,6 +94,7 @@ impl Lowering<'_> {
         if !axes.is_empty() {
             self.all_reduce_over(block, buffer, Reduce::Sum, GroupKey::along(axes));
         }
+        let buffer = if over_stages { buffer } else { self.pass_on(block, node, buffer) };
         self.set_canonical(result, Version { layout: Layout::WHOLE, buffer });
     }
 

@@ -192,6 +192,7 @@ impl Binder<'_> {
             Op::TokenLossBackward => Kernel::TokenLossBackward,
             Op::SumSquares => Kernel::SumSquares { len: self.real(operands[0]) },
             Op::ClipScale { max_norm } => Kernel::ClipScale { max_norm: *max_norm },
+            Op::AssumedScale => Kernel::AssumedScale,
             Op::Adam { beta1, beta2, eps, weight_decay, decoupled } => Kernel::Adam {
                 betas: [*beta1, *beta2],
                 eps: *eps,

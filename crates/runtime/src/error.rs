@@ -40,6 +40,9 @@ pub enum RuntimeError {
         /// The number.
         name: String,
     },
+    /// States are asked for while it is open whether the last update stands.
+    #[error("the last step has not been validated; settle it before states are read")]
+    Unsettled,
     /// A result that the program does not keep.
     #[error("the program keeps no result `{name}`")]
     Output {

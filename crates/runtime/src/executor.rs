@@ -17,6 +17,7 @@ use crate::groups;
 use crate::kernel::Kernel;
 use crate::profile::{Clock, Recorder, Sample};
 use crate::step::Step;
+use crate::validation::{NoBatch, Ran};
 
 /// Puts something between a rank and a group, for tests and measurements.
 pub type WrapGroup<'a> = dyn Fn(&GroupKey, Box<dyn Communicator>) -> Box<dyn Communicator> + 'a;
@@ -103,6 +104,10 @@ pub struct Executor {
     pub(crate) untouched: bool,
     pub(crate) programs: Vec<Bound>,
     pub(crate) cpu: Cpu,
+    /// The program whose last step has not been validated.
+    pub(crate) unsettled: Cell<Option<usize>>,
+    /// Whether the last validated step was as its update had assumed.
+    pub(crate) trusting: Cell<bool>,
     /// Only while somebody asked for a profile.
     recorder: RefCell<Option<Recorder>>,
 }
@@ -147,6 +152,8 @@ impl Executor {
             untouched: true,
             programs: bound,
             cpu,
+            unsettled: Cell::new(None),
+            trusting: Cell::new(true),
             recorder: RefCell::new(None),
         };
         executor.compare_fingerprints(&stage)?;
@@ -217,7 +224,7 @@ impl Executor {
         (&self.programs[program].plan, &self.programs[program].program)
     }
 
-    /// Runs one step of a program. On an error the other ranks are woken.
+    /// Runs one step of a program, to its end. On an error the other ranks are woken.
     ///
     /// # Errors
     /// A peer's failure or the batch's.
@@ -227,8 +234,48 @@ impl Executor {
         batch: &mut dyn Batch,
         input: &StepInput<'_>,
     ) -> Result<(), RuntimeError> {
+        self.settle()?;
+        let ran = self.run_ahead(program, batch, input)?;
+        debug_assert_ne!(ran, Ran::Again, "nothing was to be validated");
+        self.settle()
+    }
+
+    /// Runs one step of a program. If its Program validates steps afterwards, it returns before this one is validated,
+    /// and validates the one before on the way.
+    ///
+    /// # Errors
+    /// A peer's failure or the batch's.
+    pub fn run_ahead(
+        &mut self,
+        program: usize,
+        batch: &mut dyn Batch,
+        input: &StepInput<'_>,
+    ) -> Result<Ran, RuntimeError> {
+        if self.unsettled.get().is_some_and(|other| other != program) {
+            self.settle()?;
+        }
+        self.stepping(program, batch, input, |step| step.run())
+    }
+
+    /// Validates the last step, if that is still to be done; afterwards its results are there and states are final.
+    ///
+    /// # Errors
+    /// A peer's failure.
+    pub fn settle(&mut self) -> Result<(), RuntimeError> {
+        let Some(program) = self.unsettled.get() else { return Ok(()) };
+        let input = StepInput { seed: 0, step: 0, scalars: &[] };
+        self.stepping(program, &mut NoBatch, &input, |step| step.validate().map(|_| ()))
+    }
+
+    fn stepping<R>(
+        &self,
+        program: usize,
+        batch: &mut dyn Batch,
+        input: &StepInput<'_>,
+        work: impl FnOnce(&mut Step<'_, '_>) -> Result<R, RuntimeError>,
+    ) -> Result<R, RuntimeError> {
         let mut step = Step::new(self, program, input, batch);
-        let result = step.run();
+        let result = work(&mut step);
         if let Err(error) = &result {
             // Before what is under way is dropped, which would be the first reason that peers hear.
             self.world.abort_handle().abort(&format!("rank {}: {error}", self.rank()));

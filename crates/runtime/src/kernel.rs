@@ -164,6 +164,7 @@ pub(crate) enum Kernel {
     ClipScale {
         max_norm: f64,
     },
+    AssumedScale,
     Adam {
         betas: [f64; 2],
         eps: f64,
@@ -393,6 +394,12 @@ impl Kernel {
                 let [scale, norm] = results else { unreachable!("two results") };
                 let loss_scale = (x.floats.len() > 1).then(|| x.get::<S::Wide>(1)[0].to_f64());
                 (scale.get()[0], norm.get()[0]) = clip(*max_norm, x.get::<S::Wide>(0), loss_scale);
+            }
+            Kernel::AssumedScale => {
+                let loss_scale = (x.floats.len() > 1).then(|| x.get::<S::Wide>(1)[0].to_f64());
+                // No norm, no clipping.
+                let statistics = [S::Wide::ZERO, x.get::<S::Wide>(0)[0]];
+                results[0].get()[0] = clip(0.0, &statistics, loss_scale).0;
             }
             Kernel::Adam { betas, eps, weight_decay, decoupled, len } => {
                 let [p, first, second, copy @ ..] = results else { unreachable!("three results or four") };

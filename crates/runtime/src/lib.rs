@@ -19,6 +19,7 @@ mod profile;
 mod states;
 mod step;
 mod tables;
+mod validation;
 
 pub use batch::{Batch, Destination};
 pub use bind::scratch_bytes;
@@ -26,3 +27,4 @@ pub use error::RuntimeError;
 pub use executor::{Executor, RankMemory, StepInput, WrapGroup};
 pub use profile::{Clock, Queue, Sample, Work, work};
 pub use states::StateView;
+pub use validation::Ran;

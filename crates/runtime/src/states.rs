@@ -33,6 +33,7 @@ impl Executor {
     pub fn initialise(&mut self, graph: &Graph, seed: u64) -> Result<(), RuntimeError> {
         let states: Vec<(String, BufferId)> = self.programs[0].program.states.clone();
         let untouched = self.untouched;
+        self.settle()?;
         self.states_changed();
         for (name, id) in states {
             let value = graph.state(&name).ok_or_else(|| RuntimeError::State { name: name.clone() })?;
@@ -61,8 +62,11 @@ impl Executor {
     /// Calls `with` with a view of every state on this rank.
     ///
     /// # Errors
-    /// The arena's, if a state is in use.
+    /// The arena's, if a state is in use; an update that is not settled.
     pub fn with_states<R>(&self, with: impl FnOnce(&[StateView<'_>]) -> R) -> Result<R, RuntimeError> {
+        if self.unsettled.get().is_some() {
+            return Err(RuntimeError::Unsettled);
+        }
         let bound = &self.programs[0];
         let region = self.arena.read(Span { offset: 0, len: bound.program.state_bytes })?;
         let bytes = region.as_slice::<u8>();
@@ -101,6 +105,7 @@ impl Executor {
         &mut self,
         mut fill: impl FnMut(&str, &Tile, DType, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.settle()?;
         self.states_changed();
         let bound = &self.programs[0];
         for (name, id) in &bound.program.states {

@@ -12,14 +12,15 @@ use crate::call::Call;
 use crate::error::RuntimeError;
 use crate::executor::{Bound, Executor, Prepared, StepContext, StepInput};
 use crate::profile::Sample;
+use crate::validation::{Ran, Verdict};
 
 /// Collectives under way: the Program's limit, and one that is waited for at once.
 const IN_FLIGHT: usize = plan::IN_FLIGHT + 1;
 
 /// A step under way.
 pub(crate) struct Step<'e, 'b> {
-    executor: &'e Executor,
-    bound: &'e Bound,
+    pub executor: &'e Executor,
+    pub bound: &'e Bound,
     program: usize,
     input: &'e StepInput<'e>,
     batch: &'b mut dyn Batch,
@@ -39,13 +40,21 @@ impl<'e, 'b> Step<'e, 'b> {
     }
 
     /// Runs it.
-    pub fn run(&mut self) -> Result<(), RuntimeError> {
+    pub fn run(&mut self) -> Result<Ran, RuntimeError> {
         let bound = self.bound;
         let mut lined_up = self.executor.now(self.program).is_none();
         for run in &bound.runs {
             match bound.program.blocks[run.block].phase {
                 Phase::Derive if bound.derived.get() => continue,
                 Phase::Derive | Phase::Begin | Phase::Update => {}
+                Phase::Clear if self.validate()? == Verdict::Refused => {
+                    self.drop_unread()?;
+                    return Ok(Ran::Again);
+                }
+                Phase::Clear => {}
+                Phase::Apply => self.save()?,
+                Phase::Validate => continue,
+                Phase::Amend => unreachable!("no part of a step"),
                 _ if !lined_up => {
                     self.executor.world.barrier()?;
                     lined_up = true;
@@ -54,13 +63,36 @@ impl<'e, 'b> Step<'e, 'b> {
             }
             self.block(run)?;
         }
+        self.updated();
+        if bound.program.validation.is_none() {
+            return Ok(Ran::Complete);
+        }
+        self.executor.unsettled.set(Some(self.program));
+        if self.executor.trusting.get() {
+            return Ok(Ran::Ahead);
+        }
+        self.validate()?;
+        Ok(Ran::Complete)
+    }
+
+    /// Says what the update brought up to date.
+    fn updated(&self) {
+        let bound = self.bound;
         bound.derived.set(true);
         if bound.program.block(None, Phase::Update).is_some() {
             for (other, brought) in self.executor.programs.iter().zip(bound.brings_derived.iter().flatten()) {
                 other.derived.set(*brought);
             }
         }
-        Ok(())
+    }
+
+    /// Runs a block of the rank by itself.
+    pub fn only(&mut self, phase: Phase) -> Result<(), RuntimeError> {
+        let is_it = |b: &plan::Block| b.stage.is_none() && b.phase == phase;
+        match self.bound.program.blocks.iter().position(is_it) {
+            Some(block) => self.block(&Run { block, microbatch: 0, is_first: true, is_last: true }),
+            None => Ok(()),
+        }
     }
 
     fn block(&mut self, run: &Run) -> Result<(), RuntimeError> {
@@ -82,6 +114,12 @@ impl<'e, 'b> Step<'e, 'b> {
             }
         }
         Ok(())
+    }
+
+    /// Executes one instruction of a block for a microbatch.
+    pub fn one(&mut self, block: usize, index: usize, microbatch: usize) -> Result<(), RuntimeError> {
+        let run = Run { block, microbatch, is_first: true, is_last: true };
+        self.instruction(&run, index, &self.bound.program.blocks[block].instructions[index]).map(|_| ())
     }
 
     /// Executes one instruction; says when it was done, if that was before its end.

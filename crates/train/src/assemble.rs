@@ -207,6 +207,7 @@ fn optimizer(config: &Config) -> models::Optimizer {
         nesterov: train.nesterov,
         weight_decay: train.weight_decay,
         clip_norm: train.clip_norm,
+        post_validation: config.parallel.post_validation,
     }
 }
 

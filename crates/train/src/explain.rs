@@ -55,12 +55,26 @@ pub struct Explanation {
     pub bubble_fraction: f64,
     /// Arenas of all ranks together.
     pub total_arena_bytes: u64,
+    /// What updates cost that may be taken back, if `parallel.post_validation` is on.
+    pub post_validation: Option<PostValidation>,
     /// What each rank reserves.
     pub per_rank: Vec<RankBytes>,
     /// What a step moves between ranks.
     pub communication: Vec<Communication>,
     /// Where each parameter lies.
     pub placements: Vec<ParameterPlacement>,
+}
+
+/// The price of an update that comes before the norm over all stages is known.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PostValidation {
+    /// The copy of all states on the rank that has most, in its `buffers_bytes`. Written once a step, read once more when
+    /// an update is taken back.
+    pub saved_bytes: u64,
+    /// Forwards that a rank does at most before it knows, and repeats when an update is taken back.
+    pub forwards_ahead: usize,
+    /// Their part of the rank's work in a step, if F, I and W take equally long.
+    pub repeated_fraction: f64,
 }
 
 /// Bytes of one rank's arena by purpose; the parts sum to `arena_bytes`.
@@ -153,9 +167,11 @@ pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
     let (graph, plan) = (&steps.0[0].graph, &steps.0[0].plan);
     let stages = steps.for_each_stage(|stage, programs| {
         let bound: Vec<(&Plan, &Program)> = steps.0.iter().map(|s| &s.plan).zip(&programs).collect();
-        (memory_of(stage, &bound, config.parallel.threads_per_rank), communication::of(plan, &programs[0]))
+        let memory = memory_of(stage, &bound, config.parallel.threads_per_rank);
+        ((memory, post_validation(&programs[0])), communication::of(plan, &programs[0]))
     })?;
-    let (memory, traffic): (Vec<RankBytes>, Vec<_>) = stages.into_iter().unzip();
+    let (of_stage, traffic): (Vec<_>, Vec<_>) = stages.into_iter().unzip();
+    let (memory, validations): (Vec<RankBytes>, Vec<Option<PostValidation>>) = of_stage.into_iter().unzip();
     let world_size = plan.mesh.world_size();
     let per_rank: Vec<RankBytes> = (0..world_size)
         .map(|rank| RankBytes { rank, ..memory[plan.mesh.coord(rank).get(Axis::Pp)] })
@@ -172,6 +188,11 @@ pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
         schedule: plan.schedule.name.clone(),
         num_microbatches: config.parallel.num_microbatches,
         bubble_fraction: timeline.bubble_fraction(),
+        post_validation: validations.into_iter().flatten().reduce(|a, b| PostValidation {
+            saved_bytes: a.saved_bytes.max(b.saved_bytes),
+            forwards_ahead: a.forwards_ahead.max(b.forwards_ahead),
+            repeated_fraction: a.repeated_fraction.max(b.repeated_fraction),
+        }),
         total_arena_bytes: per_rank.iter().map(|r| r.arena_bytes).fold(0, u64::saturating_add),
         per_rank,
         communication: communication::merge(traffic),
@@ -185,6 +206,20 @@ pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
 /// As [`explain`].
 pub fn arena_bytes(config: &Config) -> Result<Vec<u64>, TrainError> {
     Ok(explain(config)?.per_rank.iter().map(|r| r.arena_bytes).collect())
+}
+
+fn post_validation(program: &Program) -> Option<PostValidation> {
+    let forwards_ahead = program.validation.as_ref()?.num_ahead;
+    let work = |action: &schedule::Action| match action.kind {
+        schedule::Kind::Backward => 2,
+        _ => 1,
+    };
+    let all: usize = program.actions.iter().map(work).sum();
+    Some(PostValidation {
+        saved_bytes: program.saved_bytes as u64,
+        forwards_ahead,
+        repeated_fraction: forwards_ahead as f64 / all as f64,
+    })
 }
 
 fn memory_of(stage: usize, programs: &[(&Plan, &Program)], threads: usize) -> RankBytes {

@@ -54,7 +54,9 @@ pub struct Profile {
     pub schedule: Schedule,
     /// Seconds of one message between pipeline ranks.
     pub message_seconds: f64,
-    /// Steps, warm-up left out.
+    /// Steps whose actions were timed before those that count; the very first, a warm-up, left out.
+    pub beforehand: Vec<Step>,
+    /// The steps that count.
     pub steps: Vec<Step>,
 }
 
@@ -72,23 +74,32 @@ impl Profile {
             .map_err(plan::PlanError::from)?)
     }
 
-    /// Median times of each stage and kind over all steps and microbatches: what a planner would know beforehand.
-    pub fn typical(&self) -> HashMap<Action, f64> {
-        let mut seen: HashMap<(Kind, usize), Vec<f64>> = HashMap::new();
+    /// The mean time of each action in the steps beforehand: what a planner would know. The mean, because times of
+    /// actions in a row add up; of each action by itself, because the first ones of a step find cold caches.
+    pub fn expected(&self) -> HashMap<Action, f64> {
+        let mut sums: HashMap<Action, f64> = HashMap::new();
+        for (action, seconds) in self.beforehand.iter().flat_map(Step::durations) {
+            *sums.entry(action).or_default() += seconds;
+        }
+        sums.into_iter().map(|(action, sum)| (action, sum / self.beforehand.len() as f64)).collect()
+    }
+
+    /// The schedule on paper, if each of F, I and W took on every stage what it takes on average over all: where closed
+    /// forms hold, they give this timeline's bubble.
+    ///
+    /// # Errors
+    /// The simulator's.
+    pub fn on_paper(&self) -> Result<Timeline, TrainError> {
+        let mut seen: HashMap<Kind, (f64, usize)> = HashMap::new();
         for executed in self.steps.iter().flat_map(|s| s.ranks.iter().flatten()) {
-            let Action { kind, stage, .. } = executed.action;
-            seen.entry((kind, stage)).or_default().push(executed.end - executed.start);
+            let (sum, count) = seen.entry(executed.action.kind).or_default();
+            (*sum, *count) = (*sum + executed.end - executed.start, *count + 1);
         }
-        for times in seen.values_mut() {
-            times.sort_by(f64::total_cmp);
-        }
-        let actions = self.schedule.ranks.iter().flatten();
-        actions
-            .map(|action| {
-                let times = &seen[&(action.kind, action.stage)];
-                (*action, times[times.len() / 2])
-            })
-            .collect()
+        let mean = |kind: Kind| seen.get(&kind).map_or(0.0, |(sum, count)| sum / *count as f64);
+        let schedule = Schedule { overlaps: vec![], ..self.schedule.clone() };
+        Ok(schedule
+            .simulate_by(|_, action| mean(action.kind), |_, _| self.message_seconds, false)
+            .map_err(plan::PlanError::from)?)
     }
 }
 
@@ -107,10 +118,12 @@ pub struct Report {
     pub executed_seconds: Vec<f64>,
     /// Each step's makespan by the simulator, given the times of that step's own actions.
     pub simulated_seconds: Vec<f64>,
-    /// The makespan by the simulator, given one time per stage and kind of action: the medians of all steps.
+    /// The makespan by the simulator, given what each action took on average in steps before.
     pub predicted_seconds: f64,
     /// Of the busiest rank's longest span, the part in which it does not work; the median step as executed.
     pub bubble_fraction: f64,
+    /// The same on paper, if every stage took as long as the average one.
+    pub bubble_fraction_on_paper: f64,
     /// Median seconds of an action of each kind, over all stages: F, I, W, and I and W together.
     pub action_seconds: BTreeMap<char, f64>,
 }
@@ -140,8 +153,9 @@ impl Profile {
             message_seconds: self.message_seconds,
             executed_seconds: self.steps.iter().map(Step::makespan).collect(),
             simulated_seconds,
-            predicted_seconds: self.simulate(&self.typical())?.makespan,
+            predicted_seconds: self.simulate(&self.expected())?.makespan,
             bubble_fraction: timelines[timelines.len() / 2].bubble_fraction(),
+            bubble_fraction_on_paper: self.on_paper()?.bubble_fraction(),
             action_seconds: kinds.into_iter().map(|(kind, times)| (kind, median(times))).collect(),
         })
     }
@@ -160,18 +174,26 @@ impl fmt::Display for Report {
         {
             writeln!(
                 f,
-                "step {}: executed {:.3} ms, simulated from its own times {:.3} ms, from medians {:.3} ms",
+                "step {}: executed {:.3} ms, simulated from its own times {:.3} ms, from times before {:.3} ms",
                 step + 1,
                 executed * 1e3,
                 simulated * 1e3,
                 self.predicted_seconds * 1e3
             )?;
         }
-        writeln!(f, "bubble: {:.1} %", self.bubble_fraction * 100.0)
+        writeln!(
+            f,
+            "bubble: {:.1} %; {:.1} % if every stage took as long as the average one",
+            self.bubble_fraction * 100.0,
+            self.bubble_fraction_on_paper * 100.0
+        )
     }
 }
 
-/// Trains `steps` steps (after one to warm up) on synthetic batches in virtual time.
+/// Steps that are timed before those that count.
+const BEFOREHAND: usize = 5;
+
+/// Trains on synthetic batches in virtual time: a step to warm up, some that are timed beforehand, then `steps`.
 ///
 /// # Errors
 /// Whatever the layout cannot do.
@@ -188,7 +210,7 @@ pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, T
         let mut executor = Executor::new(communicator, programs, assemble::cpu(config)?, None)?;
         executor.initialise(&stepper.graph, config.train.seed)?;
         let mut rank_steps = Vec::new();
-        for number in 1..=steps as u64 + 1 {
+        for number in 1..=(1 + BEFOREHAND + steps) as u64 {
             let mut batch = Synthetic::of(&built, config.train.seed, number);
             let scalars = [("lr", config.train.lr), ("step", number as f64), ("loss_scale", 1.0)];
             let input = StepInput { seed: config.train.seed, step: number, scalars: &scalars };
@@ -204,8 +226,9 @@ pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, T
         Ok(first_of_its_stage.then_some(rank_steps))
     })?;
     let by_stage: Vec<Vec<Vec<Executed>>> = by_rank.into_iter().flatten().collect();
-    let steps =
-        (1..=steps).map(|i| Step { ranks: by_stage.iter().map(|r| r[i].clone()).collect() }).collect();
+    let step = |number: usize| Step { ranks: by_stage.iter().map(|rank| rank[number].clone()).collect() };
+    let beforehand = (1..=BEFOREHAND).map(step).collect();
+    let steps = (1 + BEFOREHAND..=BEFOREHAND + steps).map(step).collect();
     let message = stepper.program(0, &Chooser::Policy, false)?;
     let message_bytes = message.blocks.iter().flat_map(|b| &b.instructions).find_map(|i| match i {
         Instruction::Send { input, .. } | Instruction::Recv { output: input, .. } => {
@@ -215,7 +238,7 @@ pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, T
         _ => None,
     });
     let message_seconds = message_bytes.map_or(0.0, |bytes| links.message_seconds(bytes));
-    Ok(Profile { schedule: stepper.plan.schedule.clone(), message_seconds, steps })
+    Ok(Profile { schedule: stepper.plan.schedule.clone(), message_seconds, beforehand, steps })
 }
 
 /// Instructions that a step executes.
@@ -229,8 +252,7 @@ fn count(program: &Program) -> usize {
 /// does between two actions belongs to the second.
 fn executed(program: &Program, samples: &[Sample], passages: &[Passage]) -> Vec<Executed> {
     let begin = program.blocks.iter().position(|b| b.stage.is_none() && b.phase == Phase::Begin);
-    let derive = program.blocks.iter().position(|b| b.phase == Phase::Derive);
-    let mut samples = samples.iter().filter(|s| Some(s.block) != begin && Some(s.block) != derive);
+    let mut samples = samples.iter().filter(|s| program.blocks[s.block].stage.is_some());
     // Ranks lined up after what they began with, before the first microbatch.
     let is_start = |i: &&Instruction| matches!(i, Instruction::Start { .. });
     let before = begin.map_or(0, |b| program.blocks[b].instructions.iter().filter(is_start).count());

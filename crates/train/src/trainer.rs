@@ -8,24 +8,27 @@ use comm::{Communicator, Job};
 use hub::Directory;
 use mesh::Axis;
 use plan::{Chooser, Plan, Program};
-use runtime::{Executor, RuntimeError, StepInput};
+use runtime::{Executor, Ran, RuntimeError};
 use serde::Serialize;
 
 use crate::assemble::{self, Built, Stepper};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Precision, Task};
-use crate::corpus::{Corpus, CorpusBatch, Source};
+use crate::corpus::{Corpus, Source};
 use crate::error::TrainError;
 use crate::evaluator::{Evaluation, Evaluator};
 #[cfg(feature = "faults")]
 use crate::faults::{Fault, Following};
-use crate::learning_rate::learning_rate;
 use crate::loss_scale::LossScale;
 use crate::processes::{self, Processes};
 use crate::run_dir::{MetricsWriter, RunDir};
 use crate::saving::{self, Description};
 use crate::tasks::{Baseline, Scores};
 use crate::{explain, generate, pretrained, ranks};
+
+mod attempt;
+
+use attempt::Attempt;
 
 /// Number of the training program in an executor.
 const TRAIN: usize = 0;
@@ -476,72 +479,43 @@ impl Run<'_> {
         let last = train.steps as u64;
         let mut loss_scale = self.loss_scale()?;
         let mut outcome = Outcome::default();
+        // A step that ran, of which the next one shows whether its update stands.
+        let mut open: Option<Attempt> = None;
         for step in first..=last {
             batch.draw(&order, position, train.batch, train.seed, step);
-            let report = self.step(executor, &mut batch, step, &mut loss_scale)?;
+            let (attempt, ran) = loop {
+                let (attempt, ran) = self.attempt(executor, &mut batch, step, loss_scale)?;
+                if ran != Ran::Again {
+                    break (attempt, ran);
+                }
+                let before = open.take().expect("a step was open");
+                loss_scale = self.close(executor, before, &mut outcome)?;
+            };
+            if let Some(before) = open.take() {
+                self.close(executor, before, &mut outcome)?;
+            }
             position += train.batch as u64;
-            outcome.last_loss = report.loss;
-            self.report(executor, Event::Step(&report), &report)?;
-            if let Some(scale) = loss_scale.filter(LossScale::is_exhausted) {
-                return Err(TrainError::Overflow { step, loss_scale: scale.scale });
-            }
-            if !(report.skipped || report.loss.is_finite() && report.grad_norm.is_finite()) {
-                return Err(TrainError::NotFinite { step, loss: report.loss, grad_norm: report.grad_norm });
-            }
             let due = |every: usize| every > 0 && step % every as u64 == 0;
-            if let Some(evaluator) = &mut evaluator
-                && (due(train.eval_every) || step == last)
-            {
+            let saves = due(train.checkpoint_every) || step == last;
+            let evaluates = evaluator.is_some() && (due(train.eval_every) || step == last);
+            if ran == Ran::Ahead && !saves && !evaluates {
+                loss_scale = attempt.if_it_stands();
+                open = Some(attempt);
+                continue;
+            }
+            executor.settle()?;
+            loss_scale = self.close(executor, attempt, &mut outcome)?;
+            if let Some(evaluator) = evaluator.as_mut().filter(|_| evaluates) {
                 let report = EvaluationReport::new(step, evaluator.run(executor)?);
                 self.report(executor, Event::Evaluation(&report), &report)?;
                 outcome.validation = Some(report);
             }
-            if due(train.checkpoint_every) || step == last {
+            if saves {
                 outcome.checkpoint = Some(self.checkpoint(executor, step, position, loss_scale)?);
             }
         }
         outcome.seconds = started.elapsed().as_secs_f64();
         Ok(outcome)
-    }
-
-    fn step(
-        &self,
-        executor: &mut Executor,
-        batch: &mut CorpusBatch,
-        step: u64,
-        loss_scale: &mut Option<LossScale>,
-    ) -> Result<StepReport, TrainError> {
-        let started = Instant::now();
-        let update = step - loss_scale.map_or(0, |s| s.skipped_steps);
-        let lr = learning_rate(&self.config.train, update);
-        let scale = loss_scale.map(|s| s.scale);
-        let num_tokens = self.config.train.batch * self.built.sequence_length;
-        let factor = loss_scale.map_or(1.0, |s| s.factor(num_tokens));
-        let scalars = [("lr", lr), ("step", update as f64), ("loss_scale", factor)];
-        let input = StepInput { seed: self.config.train.seed, step, scalars: &scalars };
-        #[cfg(feature = "faults")]
-        let batch = &mut self.following.step(executor.rank(), step, batch);
-        executor.run(TRAIN, batch, &input)?;
-        let (mut statistics, mut grad_norm) = ([0.0; 2], [0.0]);
-        executor.read_output(TRAIN, "statistics", &mut statistics)?;
-        executor.read_output(TRAIN, "grad_norm", &mut grad_norm)?;
-        let step_seconds = started.elapsed().as_secs_f64();
-        let [loss, tokens] = statistics;
-        let skipped = loss_scale.is_some() && !grad_norm[0].is_finite();
-        if let Some(loss_scale) = loss_scale {
-            loss_scale.after(skipped);
-        }
-        Ok(StepReport {
-            step,
-            loss: if tokens > 0.0 { loss / tokens } else { 0.0 },
-            grad_norm: grad_norm[0],
-            lr,
-            tokens: tokens as u64,
-            tokens_per_second: tokens / step_seconds,
-            step_seconds,
-            loss_scale: scale,
-            skipped,
-        })
     }
 
     /// Where loss scaling stands when the run starts; none in precisions that need none.

@@ -6,6 +6,7 @@ mod mixed_precision;
 mod mutants;
 mod overlap;
 mod parity;
+mod post_validation;
 mod random_legal;
 mod schedules;
 mod tasks;

@@ -1,7 +1,10 @@
 //! Pipelines in virtual time: what is executed is what is simulated, for more ranks than the machine has cores.
 
+use std::path::Path;
+
 use testkit::{Small, full};
-use train::pipeline_profile::{Profile, profile};
+use train::config::Config;
+use train::pipeline_profile::{Profile, Step, profile};
 use train::virtual_clock::Links;
 
 const SCHEDULES: &[(&str, usize)] = &[
@@ -9,11 +12,18 @@ const SCHEDULES: &[(&str, usize)] = &[
     ("1f1b", 1),
     ("zb-h1", 1),
     ("zb-h2", 1),
+    ("auto", 1),
     ("looped", 2),
     ("interleaved", 2),
     ("zb-v", 2),
     ("dualpipe-v", 2),
+    ("auto", 2),
 ];
+
+/// Numbers of pipeline ranks.
+fn sizes() -> &'static [usize] {
+    if full() { &[4, 8, 16] } else { &[4] }
+}
 
 fn run(name: &str, chunks: usize, pipeline_ranks: usize, links: Links) -> Profile {
     let layers = pipeline_ranks * chunks;
@@ -25,11 +35,29 @@ fn run(name: &str, chunks: usize, pipeline_ranks: usize, links: Links) -> Profil
     profile(&small.layout(&layout), links, 2).unwrap_or_else(|e| panic!("{layout}: {e}"))
 }
 
+/// Five steps of a model with one layer on each stage, whose actions take some tenths of a millisecond.
+fn timed(name: &str, chunks: usize, pipeline_ranks: usize) -> Profile {
+    let (layers, microbatches) = (pipeline_ranks * chunks, 2 * pipeline_ranks);
+    let text = format!(
+        "[model]\nfamily = \"gpt2\"\nnum_layers = {layers}\nembed = 64\nnum_heads = 4\nvocab_size = 100\n\
+         tied = false\n[data]\nsequence_length = 64\n[train]\nbatch = {microbatches}\nprecision = \"f32\"\n"
+    );
+    let layout =
+        format!("pp={pipeline_ranks};schedule={name};chunks={chunks};num_microbatches={microbatches}");
+    let config = Config::from_bytes(Path::new("timed.toml"), text.as_bytes(), &[], Some(&layout)).unwrap();
+    let links = Links { latency_seconds: 1e-5, bytes_per_second: 1e9 };
+    profile(&config, links, 5).unwrap_or_else(|e| panic!("{layout}: {e}"))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
 #[test]
 fn the_executed_makespan_is_the_simulated_one_at_the_same_times() {
     let slow = Links { latency_seconds: 1e-4, bytes_per_second: 1e8 };
-    let sizes: &[usize] = if full() { &[4, 8, 16] } else { &[4] };
-    for pipeline_ranks in sizes {
+    for pipeline_ranks in sizes() {
         for (name, chunks) in SCHEDULES {
             for links in [Links::default(), slow] {
                 let profile = run(name, *chunks, *pipeline_ranks, links);
@@ -50,6 +78,66 @@ fn the_executed_makespan_is_the_simulated_one_at_the_same_times() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn the_executed_makespan_is_near_the_one_simulated_from_times_before() {
+    for pipeline_ranks in sizes() {
+        for (name, chunks) in SCHEDULES {
+            // Other work on the machine may begin or end between the times beforehand and the steps.
+            let mut tries: Vec<f64> = Vec::new();
+            while tries.len() < 5 && tries.last().is_none_or(|error| error.abs() > 0.07) {
+                let profile = timed(name, *chunks, *pipeline_ranks);
+                let predicted = profile.simulate(&profile.expected()).unwrap().makespan;
+                let error = |step: &Step| predicted / step.makespan() - 1.0;
+                tries.push(median(profile.steps.iter().map(error).collect()));
+            }
+            let percent: Vec<String> = tries.iter().map(|error| format!("{:+.1}", 100.0 * error)).collect();
+            println!("{pipeline_ranks} ranks, {name} with {chunks} chunks: {} %", percent.join(", "));
+            assert!(tries[tries.len() - 1].abs() <= 0.07, "{name} on {pipeline_ranks}: off by {percent:?} %");
+        }
+    }
+}
+
+#[test]
+fn measured_bubbles_are_near_their_forms() {
+    println!("| ranks | schedule | F, I, W (ms) | bubble measured (ms) | by the form (ms) | of the span |");
+    println!("|---|---|---|---|---|---|");
+    for pipeline_ranks in sizes() {
+        let mut fractions = Vec::new();
+        for (name, chunks) in [("1f1b", 1), ("zb-h1", 1), ("zb-v", 2)] {
+            let mut tries: Vec<f64> = Vec::new();
+            let mut fraction = 0.0;
+            while tries.len() < 5 && tries.last().is_none_or(|error| error.abs() > 0.07) {
+                let profile = timed(name, chunks, *pipeline_ranks);
+                let timeline = |step: &Step| profile.simulate(&step.durations()).unwrap();
+                let measured = median(profile.steps.iter().map(|s| timeline(s).bubble).collect());
+                let span = median(profile.steps.iter().map(|s| timeline(s).longest_span).collect());
+                let form = profile.on_paper().unwrap().bubble;
+                let times: Vec<String> = profile
+                    .report()
+                    .unwrap()
+                    .action_seconds
+                    .iter()
+                    .map(|(kind, seconds)| format!("{kind} {:.3}", seconds * 1e3))
+                    .collect();
+                println!(
+                    "| {pipeline_ranks} | {name} | {} | {:.3} | {:.3} | {:.1} % |",
+                    times.join(", "),
+                    measured * 1e3,
+                    form * 1e3,
+                    100.0 * measured / span
+                );
+                tries.push((measured - form) / span);
+                fraction = measured / span;
+            }
+            let off = tries[tries.len() - 1];
+            assert!(off.abs() <= 0.07, "{name} on {pipeline_ranks}: off by {tries:?} of the span");
+            fractions.push(fraction);
+        }
+        let [one, h1, v] = fractions[..] else { unreachable!("three schedules") };
+        assert!(h1 < one && v < one, "bubbles of {pipeline_ranks} ranks: {fractions:?}");
     }
 }
 

@@ -53,9 +53,12 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
+fn number(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let number = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         writeln!(
             f,
             "{}: {} parameters ({}) on {} ({}), {}, ZeRO {}, schedule {} with {} (bubble {:.1} %)",
@@ -111,7 +114,16 @@ impl Explanation {
             "  parameters: weights between steps. gradients: their sums over microbatches. optimizer: moments."
         )?;
         writeln!(f, "  activations: kept from forward to backward, for all microbatches in flight.")?;
-        writeln!(f, "  buffers: temporaries of the largest block, results of the step, scratch of kernels.")
+        writeln!(f, "  buffers: temporaries of the largest block, results of the step, scratch of kernels.")?;
+        let Some(price) = &self.post_validation else { return Ok(()) };
+        writeln!(
+            f,
+            "  post-validation: buffers hold a copy of all states, up to {} a rank, written once a step. An update that is \n  \
+             taken back reads it, updates again and repeats up to {} ({:.1} % of a rank's work in a step).",
+            size(price.saved_bytes),
+            number(price.forwards_ahead, "forward"),
+            100.0 * price.repeated_fraction
+        )
     }
 
     fn traffic(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
