@@ -1,11 +1,15 @@
 //! The command line's grammar and its help. What the values do is each command's file.
 
+mod evaluate;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use phalanx::Config;
 use phalanx::EarlyStopping;
 use phalanx::schedule::{Times, generators};
+
+pub use evaluate::EvaluateArguments;
 
 /// Trains Transformers in parallel: write the model once; a plan splits it across ranks; it trains the same.
 #[derive(Debug, Parser)]
@@ -251,37 +255,6 @@ pub struct ExportArguments {
     #[arg(long, value_name = "D")]
     pub dtype: Option<String>,
     /// Print a report as one JSON document on stdout
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  phalanx evaluate runs/spam-1                                   on what the run held out
-  phalanx evaluate runs/spam-1 --data new.jsonl --json
-  phalanx evaluate runs/digits-1 --at-least accuracy=0.97        exit 1 if it is below
-  phalanx evaluate runs/digits-1 --data images-idx3-ubyte --labels labels-idx1-ubyte
-
-Metrics follow from the task: accuracy, precision, recall and f1 of classes or entities, bleu and chrf of texts,
-perplexity of language models; docs/tasks.md has them, and what the baselines are.")]
-pub struct EvaluateArguments {
-    /// A run's directory, or one of its checkpoints
-    #[arg(value_name = "CHECKPOINT")]
-    pub checkpoint: PathBuf,
-    /// Files in the form of those it was trained on; may be repeated [default: what the run held out]
-    #[arg(long, value_name = "FILE", num_args = 1..)]
-    pub data: Vec<PathBuf>,
-    /// IDX files with the labels of images in --data
-    #[arg(long, value_name = "FILE", num_args = 1.., requires = "data")]
-    pub labels: Vec<PathBuf>,
-    /// Ranks along each axis (dp, cp, tp, pp) instead of those that trained it
-    #[arg(long, value_name = "MESH")]
-    pub mesh: Option<String>,
-    /// A bar: exit 1 if the metric is below; may be repeated
-    #[arg(long, value_name = "METRIC=VALUE", value_parser = bar)]
-    pub at_least: Vec<(String, f64)>,
-    /// Print one JSON document on stdout
     #[arg(long)]
     pub json: bool,
 }
@@ -561,11 +534,6 @@ fn non_negative(text: &str) -> Result<f64, String> {
         Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
         _ => Err("it must be a finite number of at least 0".to_owned()),
     }
-}
-
-fn bar(text: &str) -> Result<(String, f64), String> {
-    let parsed = text.split_once('=').and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));
-    parsed.ok_or_else(|| "write METRIC=VALUE, as in accuracy=0.97".to_owned())
 }
 
 fn times(text: &str) -> Result<Times, String> {

@@ -11,6 +11,8 @@ pub fn run(arguments: &EvaluateArguments) -> anyhow::Result<Verdict> {
         data: arguments.data.clone(),
         labels: arguments.labels.clone(),
         mesh: arguments.mesh.clone(),
+        task: arguments.task.clone(),
+        settings: arguments.set.clone(),
     };
     let report = phalanx::evaluate(&arguments.checkpoint, &options)?;
     let mut below = Vec::new();
@@ -39,8 +41,8 @@ pub fn run(arguments: &EvaluateArguments) -> anyhow::Result<Verdict> {
 
 fn describe(report: &EvaluateReport) -> String {
     let what = if report.bits_per_byte.is_some() { "tokens" } else { "examples" };
-    let mut lines =
-        vec![format!("{} after {} steps, on {} {what}", report.task, report.step, report.num_examples)];
+    let trained = report.step.map_or(String::new(), |step| format!(" after {step} steps"));
+    let mut lines = vec![format!("{}{trained}, on {} {what}", report.task, report.num_examples)];
     lines.push(format!("{:<14} {:>10.4}", "loss", report.loss));
     if let Some(bits) = report.bits_per_byte {
         lines.push(format!("{:<14} {bits:>10.4}", "bits_per_byte"));

@@ -51,6 +51,22 @@ impl Masking {
     }
 }
 
+/// Replaces each token by `dropped` with a probability, so that a model cannot lean on single words (word dropout: Iyyer et
+/// al., 2015). `can_be_hidden` leaves out special tokens; `uniform(i)` is the number of the i-th token in [0, 1).
+pub fn drop_tokens(
+    tokens: &mut [i32],
+    dropped: i32,
+    probability: f64,
+    can_be_hidden: impl Fn(i32) -> bool,
+    uniform: impl Fn(u64) -> f64,
+) {
+    for (i, token) in tokens.iter_mut().enumerate() {
+        if uniform(i as u64) < probability && can_be_hidden(*token) {
+            *token = dropped;
+        }
+    }
+}
+
 /// T5's span corruption.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spans {
@@ -145,6 +161,21 @@ mod tests {
         assert!((share(&|i| tokens[i] == before[i]) - 0.1).abs() < 0.01);
         assert!(
             (0..before.len()).all(|i| weights[i] == 1.0 || (tokens[i] == before[i] && weights[i] == 0.0))
+        );
+    }
+
+    #[test]
+    fn tokens_are_dropped_by_their_share_but_no_special_one() {
+        let before: Vec<i32> = (0..20_000).map(|i| i % 10).collect();
+        let mut tokens = before.clone();
+        drop_tokens(&mut tokens, 99, 0.3, |token| token != 0, uniform(3));
+        let dropped = tokens.iter().filter(|token| **token == 99).count() as f64;
+        assert!((dropped / 18_000.0 - 0.3).abs() < 0.02, "{dropped}");
+        assert!(
+            tokens
+                .iter()
+                .zip(&before)
+                .all(|(after, before)| after == before || (*after == 99 && *before != 0))
         );
     }
 

@@ -4,8 +4,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::tokenizer::LEAST_VOCAB_SIZE;
-
 /// Everything that can be wrong with texts, tokenizers, caches and their use.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -26,7 +24,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// The operating system refused to read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {source}: check that it is whole and readable", path.display())]
     Read {
         /// The path as given.
         path: PathBuf,
@@ -158,12 +156,14 @@ pub enum DataError {
     },
     /// A vocabulary that cannot hold all bytes and the special tokens.
     #[error(
-        "a vocabulary of {asked} is too small: a byte-level tokenizer needs at least {LEAST_VOCAB_SIZE} \
-         (256 bytes and 2 special tokens): raise `[data] tokenizer_vocab`"
+        "a vocabulary of {asked} is too small: this tokenizer needs at least {least} tokens (all bytes or one word, and the \
+         special ones): raise `[data] tokenizer_vocab`"
     )]
     VocabTooSmall {
         /// The size as given.
         asked: usize,
+        /// The smallest.
+        least: usize,
     },
     /// Training a tokenizer failed inside the tokenizer library.
     #[error("training a tokenizer failed: {reason}")]

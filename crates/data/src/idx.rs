@@ -48,7 +48,8 @@ impl Idx {
         let (num_items, shape) = (sizes[0], sizes[1..].to_vec());
         let bytes = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
         if !bytes.is_some_and(|bytes| (1..=MAX_ITEM_BYTES).contains(&bytes)) {
-            let problem = format!("its header says items of shape {shape:?}, which no image has");
+            let problem =
+                format!("its header says items of shape {shape:?}, which no image has; write it again");
             return Err(refuse(&problem));
         }
         Ok(Idx { path: path.to_path_buf(), reader, num_items, shape, read: 0 })

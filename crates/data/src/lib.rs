@@ -34,9 +34,10 @@ mod store;
 mod text;
 mod token_file;
 mod tokenizer;
+mod tokenizer_kind;
 
 pub use baseline::{Baselines, Score, baselines, bits_per_byte};
-pub use corruption::{Masking, Spans};
+pub use corruption::{Masking, Spans, drop_tokens};
 pub use dataset::Dataset;
 pub use error::DataError;
 pub use example_store::{Column, ExampleStore, ExampleWriter};
@@ -50,3 +51,4 @@ pub use sampler::{Sampler, Walk};
 pub use store::{Origin, Split, TokenStore};
 pub use text::DOCUMENT_SEPARATOR;
 pub use tokenizer::{END_OF_TEXT, LEAST_VOCAB_SIZE, MASK, PAD, Tokenizer};
+pub use tokenizer_kind::TokenizerKind;

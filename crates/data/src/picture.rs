@@ -16,7 +16,9 @@ const MAX_BYTES: u64 = 512 << 20;
 /// A file that is missing, no PNG or JPEG, damaged, or of another size.
 pub fn picture(path: &Path, [height, width]: [usize; 2], num_channels: usize) -> Result<Vec<u8>, DataError> {
     let refuse = |problem: String| malformed_at(path, "", &problem);
-    let undecodable = |error: ImageError| refuse(format!("cannot be read as PNG or JPEG ({error})"));
+    let undecodable = |error: ImageError| {
+        refuse(format!("cannot be read as PNG or JPEG ({error}); convert it or write it again"))
+    };
     let open = || {
         let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
         reader.map_err(|source| DataError::reading(path, source))

@@ -1,17 +1,15 @@
-//! Text to tokens and back: byte-level BPE trained here, or any Hugging Face `tokenizer.json`.
+//! Text to tokens and back: a tokenizer trained here, or any Hugging Face `tokenizer.json`.
 //! Files of tokens are not written here.
 
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::models::{ModelWrapper, TrainerWrapper};
+use tokenizers::models::ModelWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, Tokenizer as HfTokenizer, TruncationDirection};
+use tokenizers::{Tokenizer as HfTokenizer, TruncationDirection};
 
-use crate::{ContentHash, DataError, atomic, text};
+use crate::{ContentHash, DataError, TokenizerKind, atomic, text};
 
 /// The token that starts and ends every document in a tokenizer trained here (GPT-2's practice); its id is 0.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -19,6 +17,8 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 pub const PAD: &str = "<|pad|>";
 /// The token that hides another in masked language models; trained tokenizers have it on request.
 pub const MASK: &str = "<|mask|>";
+/// The token of what a vocabulary does not have.
+pub(crate) const UNKNOWN: &str = "<|unknown|>";
 /// The smallest vocabulary: 256 bytes and the two special tokens.
 pub const LEAST_VOCAB_SIZE: usize = 258;
 
@@ -27,6 +27,7 @@ const START_NAMES: [&str; 6] = ["<|begin_of_text|>", "<s>", "<bos>", "[CLS]", "<
 const END_NAMES: [&str; 5] = ["<|end_of_text|>", "</s>", "<eos>", "[SEP]", END_OF_TEXT];
 const PAD_NAMES: [&str; 4] = [PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"];
 const MASK_NAMES: [&str; 3] = [MASK, "[MASK]", "<mask>"];
+const UNKNOWN_NAMES: [&str; 3] = [UNKNOWN, "[UNK]", "<unk>"];
 
 /// Text is encoded in chunks of at least this size where that changes nothing.
 const CHUNK_BYTES: usize = 1 << 14;
@@ -56,6 +57,7 @@ pub struct Tokenizer {
     end: Option<u32>,
     pad: Option<u32>,
     mask: Option<u32>,
+    unknown: Option<u32>,
     /// Ids of all special tokens, ascending.
     special: Vec<u32>,
     /// Whether the file cuts texts at their start.
@@ -86,7 +88,7 @@ impl Tokenizer {
     /// As [`train`](Self::train), and a fraction that is not in [0, 1).
     pub fn train_on_split(files: &[PathBuf], vocab_size: usize, validation: f64) -> Result<Self, DataError> {
         if vocab_size < LEAST_VOCAB_SIZE {
-            return Err(DataError::VocabTooSmall { asked: vocab_size });
+            return Err(DataError::VocabTooSmall { asked: vocab_size, least: LEAST_VOCAB_SIZE });
         }
         if files.is_empty() {
             return Err(DataError::NoFiles);
@@ -98,49 +100,40 @@ impl Tokenizer {
             let training = text::pieces(text, validation).into_iter().filter(|piece| !piece.held_out);
             training.flat_map(|piece| chunks(&text[piece.range], CHUNK_BYTES))
         });
-        Self::train_on_chunks(chunks, vocab_size, &[])
+        Self::train_on_chunks(chunks, TokenizerKind::Bytes, vocab_size, &[])
     }
 
-    /// As [`train`](Self::train), on texts that are read while it runs, with more special tokens: their ids follow
+    /// Trains a tokenizer of any kind on texts that are read while it runs, with more special tokens: their ids follow
     /// that of [`PAD`].
     ///
     /// # Errors
-    /// As [`train`](Self::train), and the first error among the texts.
+    /// A vocabulary too small for the kind, and the first error among the texts.
     pub fn train_on(
         texts: impl Iterator<Item = Result<String, DataError>> + Send,
+        kind: TokenizerKind,
         vocab_size: usize,
         more_special: &[&str],
     ) -> Result<Self, DataError> {
-        if vocab_size < LEAST_VOCAB_SIZE + more_special.len() {
-            return Err(DataError::VocabTooSmall { asked: vocab_size });
+        let least = kind.least_vocab_size(more_special.len());
+        if vocab_size < least {
+            return Err(DataError::VocabTooSmall { asked: vocab_size, least });
         }
         choose_threads(usize::MAX);
         let mut failure = None;
         let good = texts.map_while(|text| text.map_err(|error| failure = Some(error)).ok());
-        let trained = Self::train_on_chunks(good, vocab_size, more_special);
+        let trained = Self::train_on_chunks(good, kind, vocab_size, more_special);
         failure.map_or(trained, Err)
     }
 
     fn train_on_chunks<S: AsRef<str> + Send>(
         chunks: impl Iterator<Item = S> + Send,
+        kind: TokenizerKind,
         vocab_size: usize,
         more_special: &[&str],
     ) -> Result<Self, DataError> {
         let failed = |error: tokenizers::Error| DataError::TokenizerTraining { reason: error.to_string() };
-        let mut inner = HfTokenizer::new(BPE::default());
-        inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
-        inner.with_post_processor(Some(ByteLevel::new(false, false, true)));
-        inner.with_decoder(Some(ByteLevel::new(false, true, true)));
-        let special = [END_OF_TEXT, PAD];
-        let special = special.iter().chain(more_special);
-        let mut trainer: TrainerWrapper = BpeTrainer::builder()
-            .vocab_size(vocab_size)
-            .show_progress(false)
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens(special.map(|name| AddedToken::from(*name, true)).collect())
-            .build()
-            .into();
-        inner.train(&mut trainer, chunks).map_err(failed)?;
+        let mut inner = kind.untrained().map_err(failed)?;
+        inner.train(&mut kind.trainer(vocab_size, more_special)?, chunks).map_err(failed)?;
         let json = inner.to_string(true).map_err(failed)?;
         Self::from_json(json).map_err(|reason| DataError::TokenizerTraining { reason })
     }
@@ -201,7 +194,7 @@ impl Tokenizer {
             names.iter().find_map(id_of)
         };
         let (start, end, pad) = (find(&START_NAMES), find(&END_NAMES), find(&PAD_NAMES));
-        let mask = find(&MASK_NAMES);
+        let (mask, unknown) = (find(&MASK_NAMES), find(&UNKNOWN_NAMES));
         let mut special: Vec<u32> = added.iter().filter(|(_, t)| t.special).map(|(&id, _)| id).collect();
         special.sort_unstable();
         let byte_level = matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::ByteLevel(byte_level))
@@ -218,6 +211,7 @@ impl Tokenizer {
             end,
             pad,
             mask,
+            unknown,
             special,
             truncates_left,
             chunks_freely,
@@ -307,6 +301,11 @@ impl Tokenizer {
     /// The token that hides another, if the vocabulary has one.
     pub fn mask_id(&self) -> Option<u32> {
         self.mask
+    }
+
+    /// The token of what the vocabulary does not have.
+    pub fn unknown_id(&self) -> Option<u32> {
+        self.unknown
     }
 
     /// Whether a token is a special one.

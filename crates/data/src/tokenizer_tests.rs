@@ -149,7 +149,7 @@ fn mistakes_are_named() {
     let text = file(&directory, "a.txt", "text");
     assert!(matches!(
         Tokenizer::train(std::slice::from_ref(&text), 257),
-        Err(DataError::VocabTooSmall { asked: 257 })
+        Err(DataError::VocabTooSmall { asked: 257, least: 258 })
     ));
     assert!(matches!(Tokenizer::train(&[], 300), Err(DataError::NoFiles)));
     let missing = directory.path().join("no.txt");

@@ -9,7 +9,8 @@ use crate::op::{Op, StateKind};
 /// Rewrites a step, whole with backward and update, to compute in the plan's narrow type (Micikevicius et al., 2018).
 ///
 /// Matrices and tables are read through a [`Op::Cast`] of the parameter; vectors (gains and biases) are read as they
-/// are, for they are small. Images and constants that enter products are made narrow where they are loaded. Whatever the update reads stays wide, so gradients accumulate unrounded.
+/// are, for they are small. Inputs and constants that enter products or sums are made narrow where they are loaded. Whatever
+/// the update reads stays wide, so gradients accumulate unrounded.
 pub fn mix_precision(graph: &mut Graph) {
     let read_by_update: HashSet<ValueId> = nodes(graph)
         .filter(|id| graph.node(*id).role == Role::Update)
@@ -28,7 +29,7 @@ pub fn mix_precision(graph: &mut Graph) {
         }
         for (i, input) in node.inputs.iter().enumerate() {
             if matches!(graph.producer(*input).op, Op::Input | Op::Fill(_))
-                && matches!(node.op, Op::Contract | Op::Multiply)
+                && matches!(node.op, Op::Contract | Op::Multiply | Op::Add)
                 && graph.value(*input).value_type == ValueType::Float
             {
                 graph.set_value_type(*input, ValueType::Narrow);

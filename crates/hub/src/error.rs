@@ -38,7 +38,7 @@ pub enum HubError {
         dir: PathBuf,
     },
     /// `config.json` is not a JSON object.
-    #[error("{}: not a JSON object: {reason}", path.display())]
+    #[error("{}: not a JSON object ({reason}); fetch or write it again", path.display())]
     Json {
         /// The file.
         path: PathBuf,

@@ -12,6 +12,7 @@ mod entities;
 mod error;
 mod f_score;
 mod perplexity;
+mod retrieval;
 mod tokenize;
 
 pub use bleu::{Bleu, bleu};
@@ -21,4 +22,5 @@ pub use entities::{Entities, Entity, entities, entity_scores};
 pub use error::MetricError;
 pub use f_score::{Average, Counts, Scores};
 pub use perplexity::perplexity;
+pub use retrieval::{Retrieval, retrieval, spearman};
 pub use tokenize::Tokenizer;

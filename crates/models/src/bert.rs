@@ -3,12 +3,13 @@
 use graph::{Dim, Graph, Init, NormKind, Place, Role, ValueId, ValueType};
 
 use crate::encoder::{Encoder, Order};
+use crate::pairs::PairLoss;
 use crate::parts::{self, Dims, STD};
 use crate::step::Step;
 use crate::task::{Forward, Given, Model, loss};
 
 /// What stands on the encoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum BertHead {
     /// Predicts the tokens at marked positions.
     MaskedLm {
@@ -26,7 +27,10 @@ pub enum BertHead {
         labels: usize,
     },
     /// A vector of length 1 for a sequence: the mean over its tokens.
-    Embed,
+    Embed {
+        /// What pairs of sequences learn.
+        loss: PairLoss,
+    },
 }
 
 /// Shape of a BERT.
@@ -114,7 +118,7 @@ impl Model for Bert {
                 let x = g.dropout("dropout", x, self.encoder.dropout);
                 parts::linear(g, "classifier", x, &[d.embed], &[labels], true)
             }
-            BertHead::Embed => {
+            BertHead::Embed { .. } => {
                 // `select` has equal weights on the tokens of a sequence. A vector of length 1 is one of mean square
                 // 1 / width.
                 let mean = parts::select(g, &d, x);
@@ -124,7 +128,10 @@ impl Model for Bert {
             }
         });
         match self.head {
-            BertHead::Embed => Forward { outputs: vec![("hidden", x), ("embeddings", logits)], loss: None },
+            BertHead::Embed { loss } => Forward {
+                outputs: vec![("embeddings", logits), ("hidden", x)],
+                loss: given.labels.then(|| loss.write(g, &d, logits)),
+            },
             _ => Forward { outputs: vec![("logits", logits)], loss: given.labels.then(|| loss(g, logits)) },
         }
     }

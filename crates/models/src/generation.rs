@@ -4,7 +4,7 @@ use graph::{Graph, Place, Role, ValueId, ValueType};
 
 use crate::cache::Cache;
 use crate::decoder::{Decoder, Inputs};
-use crate::step::{Precision, Step, mix, share_logits};
+use crate::step::{Precision, Step, mix, share};
 
 /// Extents of a generation that keeps keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +107,7 @@ fn scores(precision: Precision, text: impl FnOnce(&mut Graph) -> ValueId) -> Gra
     let mut g = Graph::new();
     g.set_role(Role::Forward);
     let logits = text(&mut g);
-    share_logits(&mut g, logits);
+    share(&mut g, "logits", logits);
     mix(&mut g, precision);
     g
 }

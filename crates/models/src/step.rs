@@ -64,8 +64,8 @@ pub fn train_step(
     Ok(g)
 }
 
-/// Loss of a batch without training. Outputs: `statistics` (`[loss sum, number of tokens]`) and, if `with_logits`,
-/// `logits`, on every rank.
+/// Loss of a batch without training. Outputs: `statistics` (`[loss sum, number of tokens]`) and, if `with_output`, the
+/// model's first one (`logits`, `embeddings`), on every rank.
 ///
 /// # Panics
 /// As for [`train_step`].
@@ -73,26 +73,27 @@ pub fn evaluate_step(
     model: &dyn Model,
     step: Step,
     given: &Given,
-    with_logits: bool,
+    with_output: bool,
     precision: Precision,
 ) -> Graph {
     let mut g = Graph::new();
     let Forward { outputs, loss } = model.forward(&mut g, step, given);
     let loss = loss.expect("an evaluation needs labels");
-    if with_logits {
-        share_logits(&mut g, outputs[0].1);
+    if with_output {
+        let (name, value) = outputs[0];
+        share(&mut g, name, value);
     }
     stack(&mut g, &[loss.sum, loss.num_tokens]);
     mix(&mut g, precision);
     g
 }
 
-/// Gives scores to every rank, as the output `logits`.
-pub(crate) fn share_logits(g: &mut Graph, logits: ValueId) {
+/// Gives a value to every rank, as an output.
+pub(crate) fn share(g: &mut Graph, name: &str, value: ValueId) {
     g.set_role(Role::Update);
     g.set_place(Place::Everywhere);
-    let shared = g.elementwise(Op::Share, "head.shared", &[logits]);
-    g.mark_output("logits", shared);
+    let shared = g.elementwise(Op::Share, "head.shared", &[value]);
+    g.mark_output(name, shared);
 }
 
 pub(crate) fn mix(g: &mut Graph, precision: Precision) {

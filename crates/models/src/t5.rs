@@ -46,6 +46,9 @@ pub struct T5 {
     pub tied: bool,
     /// Tokens in a target.
     pub target_length: usize,
+    /// Dropout where it is published: on embeddings, hidden units, the results of all blocks and of both stacks, and the
+    /// probabilities of cross attention; not on those of attention with biases.
+    pub dropout: f64,
 }
 
 /// One of the two stacks.
@@ -126,7 +129,7 @@ impl T5 {
             }
         };
         let y = parts::output(g, d, o, false);
-        g.add("residual", &[x, y])
+        self.residual(g, x, y)
     }
 
     fn cross_attention(&self, g: &mut Graph, d: &Dims, source: Source, x: ValueId) -> ValueId {
@@ -135,7 +138,7 @@ impl T5 {
             Source::Encoded(encoded) => {
                 let context = [encoded.seq, encoded.key_seq];
                 let [q, k, v] = parts::project(g, d, normed, encoded.output, context, false);
-                g.attention("core", q, k, v, encoded.key_index, false, 1.0, 0.0)
+                g.attention("core", q, k, v, encoded.key_index, false, 1.0, self.dropout)
             }
             Source::Kept(cache, encoded) => {
                 let q = parts::queries(g, d, normed, false);
@@ -150,6 +153,11 @@ impl T5 {
             }
         };
         let y = parts::output(g, d, o, false);
+        self.residual(g, x, y)
+    }
+
+    fn residual(&self, g: &mut Graph, x: ValueId, y: ValueId) -> ValueId {
+        let y = g.dropout("dropout", y, self.dropout);
         g.add("residual", &[x, y])
     }
 
@@ -168,22 +176,25 @@ impl T5 {
         let normed = self.norm(g, x);
         let gate = |g: &mut Graph| d.linear(g, "gate", normed, &[d.embed], &[d.mlp], false);
         let up = |g: &mut Graph| d.linear(g, "up", normed, &[d.embed], &[d.mlp], false);
-        let y = match self.feed_forward {
-            FeedForward::Plain(activation) => parts::feed_forward(g, d, activation, normed, false),
+        let inner = match self.feed_forward {
+            FeedForward::Plain(activation) => {
+                let up = up(g);
+                activation.write(g, up)
+            }
             FeedForward::Gated(activation) => {
                 let gate = gate(g);
                 let gate = activation.write(g, gate);
                 let up = up(g);
-                let inner = g.elementwise(Op::Multiply, "gated", &[gate, up]);
-                d.linear(g, "down", inner, &[d.mlp], &[d.embed], false)
+                g.elementwise(Op::Multiply, "gated", &[gate, up])
             }
             FeedForward::SwiGlu => {
                 let (gate, up) = (gate(g), up(g));
-                let inner = g.elementwise(Op::SwiGlu, "swiglu", &[gate, up]);
-                d.linear(g, "down", inner, &[d.mlp], &[d.embed], false)
+                g.elementwise(Op::SwiGlu, "swiglu", &[gate, up])
             }
         };
-        g.add("residual", &[x, y])
+        let inner = g.dropout("inner_dropout", inner, self.dropout);
+        let y = d.linear(g, "down", inner, &[d.mlp], &[d.embed], false);
+        self.residual(g, x, y)
     }
 }
 
@@ -210,7 +221,10 @@ impl T5 {
 
     fn embed(&self, g: &mut Graph, name: &str, table: ValueId, tokens: ValueId) -> ValueId {
         g.set_place(Place::Layer(0));
-        g.scoped("embedding", |g| g.embedding(name, table, tokens))
+        g.scoped("embedding", |g| {
+            let x = g.embedding(name, table, tokens);
+            g.dropout(&format!("{name}.dropout"), x, self.dropout)
+        })
     }
 
     fn encode(&self, g: &mut Graph, d: Dims, key_index: Option<ValueId>, x: ValueId) -> Encoded {
@@ -225,7 +239,10 @@ impl T5 {
             is_decoder: false,
         };
         let x = self.layers(g, &encoder, None, x);
-        let output = g.scoped("encoder", |g| self.norm(g, x));
+        let output = g.scoped("encoder", |g| {
+            let x = self.norm(g, x);
+            g.dropout("dropout", x, self.dropout)
+        });
         g.mark_stream(output);
         Encoded { output, seq, key_seq, key_index }
     }
@@ -247,7 +264,8 @@ impl T5 {
     fn head(&self, g: &mut Graph, y: ValueId, table: ValueId, select: Option<ValueId>) -> ValueId {
         g.set_place(Place::Layer(1 + self.num_layers + self.num_decoder_layers));
         g.scoped("head", |g| {
-            let mut y = self.norm(g, y);
+            let y = self.norm(g, y);
+            let mut y = g.dropout("dropout", y, self.dropout);
             if let Some(select) = select {
                 y = g.weighted_sum("chosen", y, select);
             }

@@ -470,7 +470,7 @@ impl<'a> Lowering<'a> {
     // ---- the end ----
 
     fn finish(mut self) -> Program {
-        let keep_always = ["statistics", "grad_norm", "logits"];
+        let keep_always = ["statistics", "grad_norm", "logits", "embeddings"];
         for (name, value) in self.graph.outputs() {
             if !self.observe && !keep_always.contains(&name.as_str()) {
                 continue;

@@ -59,8 +59,7 @@ fn after_the_first_steps_nothing_is_allocated() {
             assert_eq!(executor.arena_bytes(), reserved, "what was said beforehand is what is reserved");
             executor.initialise(&stepper.graph, 1)?;
             for step in 1..=4 {
-                let mut batch =
-                    Synthetic { seed: 1, step, vocab_size: built.vocab_size, num_classes: built.num_classes };
+                let mut batch = Synthetic::of(&built, 1, step);
                 let scalars = [("lr", 1e-3), ("step", step as f64)];
                 // The pool of message buffers settles in the first steps.
                 COUNTING.with(|c| c.set(step > 2));

@@ -229,6 +229,8 @@ pub struct Built {
     pub vocab_size: usize,
     /// Classes of its targets.
     pub num_classes: usize,
+    /// Whether its rows are texts of pairs.
+    pub is_of_pairs: bool,
 }
 
 /// The model of a configuration's task; `tokenizer_vocab` as for [`decoder`]. The labels of a classifier are those that
@@ -245,6 +247,7 @@ pub fn model(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Built, T
             given: models::Given { key_index: false, labels: true },
             vocab_size: decoder.vocab_size,
             num_classes: decoder.vocab_size,
+            is_of_pairs: false,
             description: None,
             evaluated: Box::new(Decoder { dropout: 0.0, ..decoder.clone() }),
             model: Box::new(decoder),
@@ -263,15 +266,7 @@ pub fn model(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Built, T
 
 /// The model of a description for a configuration's task.
 fn of_description(config: &Config, description: hub::Config) -> Result<Built, TrainError> {
-    if config.task == Task::Embed {
-        return Err(TrainError::Unsupported {
-            key: "task",
-            value: "\"embed\"".to_owned(),
-            remedy: "embeddings have no loss to train with; train masked-lm or classify, and read embeddings with \
-                     `phalanx gradients --task embed`",
-        });
-    }
-    let (length, target_length) = (config.data.sequence_length, config.data.resolved_target_length());
+    let length = config.data.sequence_length;
     let num_labels = description.labels().map_or(0, |labels| labels.names.len());
     let too_long = |max_positions| models::ModelError::Positions { sequence_length: length, max_positions };
     let (sequence_length, vocab_size) = match &description.family {
@@ -282,14 +277,19 @@ fn of_description(config: &Config, description: hub::Config) -> Result<Built, Tr
         other => unreachable!("{} is a decoder", other.model_type()),
     };
     crate::explain::check_size(config, &Sizes::of(&description, sequence_length))?;
-    let build = |dropout| pretrained::model(&description, config.task, target_length, dropout);
+    let build = |dropout| pretrained::model(&description, config, dropout);
     let saved = description.to_json(config.task, hub::StoredType::F32);
     Ok(Built {
         model: build(config.model.dropout)?,
         evaluated: build(0.0)?,
         saved: serde_json::from_str(&saved).unwrap_or_default(),
         given: models::Given { key_index: config.task != Task::ImageClassify, labels: true },
-        num_classes: if config.task.has_labels() { num_labels } else { vocab_size },
+        num_classes: match config.task {
+            Task::Embed => config.sequences_per_step(),
+            task if task.has_labels() => num_labels,
+            _ => vocab_size,
+        },
+        is_of_pairs: config.task == Task::Embed,
         sequence_length,
         vocab_size,
         description: Some(description),
@@ -301,7 +301,7 @@ fn of_description(config: &Config, description: hub::Config) -> Result<Built, Tr
 /// # Errors
 /// Whatever cannot be divided as asked.
 pub fn training(config: &Config, built: &Built) -> Result<Stepper, TrainError> {
-    let step = Step { batch: config.train.batch, sequence_length: built.sequence_length };
+    let step = Step { batch: config.sequences_per_step(), sequence_length: built.sequence_length };
     let parallel = parallel(config)?;
     if parallel.num_microbatches * parallel.dp > step.batch {
         return Err(plan::PlanError::TooManyMicrobatches {
@@ -323,22 +323,23 @@ pub fn training(config: &Config, built: &Built) -> Result<Stepper, TrainError> {
     stepper(graph, &parallel, &types)
 }
 
-/// Sequences of an evaluation step: as many as a training microbatch has.
+/// Examples of an evaluation step: as many as a training microbatch has.
 pub fn evaluation_batch(config: &Config) -> usize {
     config.train.batch.div_ceil(config.parallel.num_microbatches)
 }
 
-/// The evaluation step: the loss without dropout, in one microbatch, and the scores of every class where metrics need
-/// them.
+/// The evaluation step: the loss without dropout, in one microbatch, and the scores of every class, or the embeddings, where
+/// metrics need them.
 ///
 /// # Errors
 /// As for training.
 pub fn evaluation(config: &Config, built: &Built) -> Result<Stepper, TrainError> {
     let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
-    let step = Step { batch: evaluation_batch(config), sequence_length: built.sequence_length };
+    let batch = config.sequences_of(evaluation_batch(config));
+    let step = Step { batch, sequence_length: built.sequence_length };
     let types = types(config);
-    let with_logits = config.task.has_labels();
-    let graph = models::evaluate_step(&*built.evaluated, step, &built.given, with_logits, types.precision);
+    let with_output = config.task.has_labels() || config.task == Task::Embed;
+    let graph = models::evaluate_step(&*built.evaluated, step, &built.given, with_output, types.precision);
     stepper(graph, &parallel, &types)
 }
 

@@ -68,6 +68,24 @@ impl Config {
         config
     }
 
+    /// Sequences that a model reads in a step: two for each pair of texts that is embedded.
+    pub fn sequences_per_step(&self) -> usize {
+        self.sequences_of(self.train.batch)
+    }
+
+    /// Sequences of a number of examples.
+    pub(crate) fn sequences_of(&self, num_examples: usize) -> usize {
+        if self.task == Task::Embed { num_examples.saturating_mul(2) } else { num_examples }
+    }
+
+    /// What pairs of texts learn: their scores if they have some, else to find each other.
+    pub(crate) fn pair_loss(&self) -> models::PairLoss {
+        match self.data.label_column {
+            Some(_) => models::PairLoss::Cosine,
+            None => models::PairLoss::Ranking { scale: self.train.similarity_scale },
+        }
+    }
+
     /// `model.max_positions`, by default `data.sequence_length`.
     pub fn resolved_max_positions(&self) -> usize {
         self.model.max_positions.unwrap_or(self.data.sequence_length)

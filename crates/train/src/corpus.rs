@@ -217,7 +217,7 @@ impl Corpus {
         match self {
             Corpus::Text(text) => CorpusBatch::Text(TextBatch::new(text.train.clone(), config.train.batch)),
             Corpus::Examples { examples, recipe } => {
-                CorpusBatch::Examples(TaskBatch::new(recipe, &examples.train, config.train.batch))
+                CorpusBatch::Examples(TaskBatch::training(recipe, &examples.train, config.train.batch))
             }
         }
     }

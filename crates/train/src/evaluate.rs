@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use data::{Split, TokenStore, Tokenizer};
+use data::{Format, Split, TokenStore, Tokenizer};
+use hub::Directory;
 use mesh::Axis;
 use plan::Chooser;
 use runtime::Executor;
@@ -13,13 +14,13 @@ use serde::Serialize;
 
 use crate::assemble::Built;
 use crate::checkpoint::Checkpoint;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::corpus::{self, Corpus};
 use crate::error::TrainError;
 use crate::evaluator::{Evaluation, Evaluator};
 use crate::tasks::{self, Recipe, Scores};
 use crate::text::{self, Text};
-use crate::{assemble, ranks, saving};
+use crate::{assemble, pretrained, ranks, saving};
 
 pub use crate::tasks::Baseline;
 
@@ -32,6 +33,10 @@ pub struct EvaluateOptions {
     pub labels: Vec<PathBuf>,
     /// Layout, instead of the one that trained it.
     pub mesh: Option<String>,
+    /// Of a Hugging Face directory: its task, by default what its `config.json` says.
+    pub task: Option<String>,
+    /// Of a Hugging Face directory: keys of a configuration, as `data.sequence_length=128`.
+    pub settings: Vec<String>,
 }
 
 /// What was found.
@@ -39,8 +44,9 @@ pub struct EvaluateOptions {
 pub struct EvaluateReport {
     /// The task.
     pub task: String,
-    /// Steps that the checkpoint was trained.
-    pub step: u64,
+    /// Steps that the checkpoint was trained; none of a Hugging Face directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<u64>,
     /// Examples, or of a running text its tokens.
     pub num_examples: u64,
     /// Nats per target.
@@ -54,18 +60,109 @@ pub struct EvaluateReport {
     pub baseline: Option<Baseline>,
 }
 
-/// Evaluates a checkpoint (a run's directory or one of its checkpoints), in any layout.
+/// What is evaluated.
+enum Weights {
+    Run(Checkpoint),
+    Directory(Directory),
+}
+
+impl Weights {
+    /// Opens a run's directory, one of its checkpoints, or a Hugging Face directory: with the configuration that it has,
+    /// or that the options make.
+    fn open(
+        from: &Path,
+        options: &EvaluateOptions,
+    ) -> Result<(Weights, Config, Option<Tokenizer>), TrainError> {
+        if from.join("config.json").is_file() {
+            return Weights::open_directory(from, options);
+        }
+        let only_of_directory = match options.task {
+            Some(_) => Some("--task"),
+            None => (!options.settings.is_empty()).then_some("--set"),
+        };
+        if let Some(key) = only_of_directory {
+            let remedy = "a run has a configuration of its own; leave it out";
+            return Err(TrainError::Unsupported { key, value: from.display().to_string(), remedy });
+        }
+        let checkpoint = Checkpoint::open_verified(from)?;
+        let (mut config, tokenizer) = saving::carried_any(&checkpoint)?;
+        if let Some(mesh) = &options.mesh {
+            config = config.with_layout(mesh)?;
+        }
+        Ok((Weights::Run(checkpoint), config, tokenizer))
+    }
+
+    fn open_directory(
+        from: &Path,
+        options: &EvaluateOptions,
+    ) -> Result<(Weights, Config, Option<Tokenizer>), TrainError> {
+        if options.data.is_empty() {
+            let remedy = "a Hugging Face directory held nothing out: name files with --data".to_owned();
+            return Err(TrainError::Missing { key: "held-out data", remedy });
+        }
+        let task = options.task.as_deref().map(pretrained::task).transpose()?;
+        let directory = Directory::open(from, task)?;
+        if let Some(name) = directory.bind()?.report().new.first() {
+            return Err(TrainError::File {
+                path: from.display().to_string(),
+                problem: format!(
+                    "has no `{name}`, so it is no whole model for {}; fine-tune it, or name another --task",
+                    directory.task()
+                ),
+            });
+        }
+        let most = match &directory.config().family {
+            hub::Family::Bert(c) => c.max_positions,
+            hub::Family::Gpt2(c) => c.max_positions,
+            hub::Family::Llama(c) => c.max_positions,
+            _ => usize::MAX,
+        };
+        let length = config::Data::default().sequence_length.min(most);
+        let text = format!(
+            "task = \"{}\"\n[data]\nsequence_length = {length}\nvalidation = 0.0\n[parallel]\n",
+            directory.task()
+        );
+        let from = std::path::absolute(from).unwrap_or_else(|_| from.to_path_buf());
+        let from = toml::Value::String(from.display().to_string());
+        let settings = [vec![format!("model.from={from}")], options.settings.clone()].concat();
+        let mesh = options.mesh.as_deref();
+        let mut config = Config::from_bytes(Path::new("evaluate"), text.as_bytes(), &settings, mesh)?;
+        let is_of_records = |path: &PathBuf| Format::of(path).is_ok_and(|format| format != Format::Text);
+        if config.task == hub::Task::CausalLm && options.data.iter().any(is_of_records) {
+            config.data.train = options.data.clone();
+        }
+        config.model.described = Some(directory.config().to_json(config.task, hub::StoredType::F32));
+        let tokenizer = match &config.data.tokenizer {
+            Some(path) => Some(Tokenizer::load(path)?),
+            None => directory.tokenizer().map(|path| Tokenizer::load(&path)).transpose()?,
+        };
+        if tokenizer.is_none() && config.task != hub::Task::ImageClassify {
+            return Err(TrainError::Missing {
+                key: "tokenizer.json",
+                remedy: "add it to the directory, or name one with --set data.tokenizer=FILE".to_owned(),
+            });
+        }
+        Ok((Weights::Directory(directory), config, tokenizer))
+    }
+
+    fn load(&self, executor: &mut Executor) -> Result<(), TrainError> {
+        match self {
+            Weights::Run(checkpoint) => saving::load(executor, checkpoint),
+            Weights::Directory(directory) => pretrained::load(executor, &directory.bind()?),
+        }
+    }
+}
+
+/// Evaluates a run's directory, one of its checkpoints, or a Hugging Face directory, in any layout.
 ///
 /// # Errors
 /// A damaged checkpoint, data that are not there or do not fit, a layout that the model does not admit.
-pub fn evaluate(checkpoint: &Path, options: &EvaluateOptions) -> Result<EvaluateReport, TrainError> {
-    let checkpoint = Checkpoint::open_verified(checkpoint)?;
-    let (mut config, tokenizer) = saving::carried_any(&checkpoint)?;
-    if let Some(mesh) = &options.mesh {
-        config = config.with_layout(mesh)?;
-    }
+pub fn evaluate(from: &Path, options: &EvaluateOptions) -> Result<EvaluateReport, TrainError> {
+    let (weights, mut config, tokenizer) = Weights::open(from, options)?;
     let built = assemble::model(&config, tokenizer.as_ref().map(Tokenizer::vocab_size))?;
-    checkpoint.check_model(&built.saved)?;
+    if let Weights::Run(checkpoint) = &weights {
+        checkpoint.check_model(&built.saved)?;
+    }
     let opened = open(&mut config, &built, tokenizer, options)?;
     let nothing = || TrainError::Missing {
         key: "held-out data",
@@ -81,19 +178,25 @@ pub fn evaluate(checkpoint: &Path, options: &EvaluateOptions) -> Result<Evaluate
             .map(|stepper| stepper.shared(pipeline_rank, &Chooser::Policy, false))
             .collect::<Result<Vec<_>, _>>()?;
         let mut executor = Executor::new(world, programs, assemble::cpu(&config)?, None)?;
-        saving::load(&mut executor, &checkpoint)?;
+        weights.load(&mut executor)?;
         let mut evaluator = Evaluator::new(&config, &built, &opened.corpus, 0).ok_or_else(nothing)?;
         evaluator.run(&mut executor)
     })?;
     let Evaluation { loss, bits_per_byte, score } = found.into_iter().next().unwrap_or_default();
     Ok(EvaluateReport {
         task: config.task.to_string(),
-        step: checkpoint.manifest().step,
+        step: match &weights {
+            Weights::Run(checkpoint) => Some(checkpoint.manifest().step),
+            Weights::Directory(_) => None,
+        },
         num_examples,
         loss,
         bits_per_byte,
         metrics: score.metrics,
-        baseline: score.baseline.filter(|_| opened.has_training).or(opened.unigram),
+        baseline: score
+            .baseline
+            .filter(|_| opened.has_training || config.task == hub::Task::Embed)
+            .or(opened.unigram),
     })
 }
 
@@ -121,7 +224,9 @@ fn open(
     }
     let data = &mut config.data;
     let files = [&data.train, &data.text, &data.images, &data.labels];
-    let mut has_training = files.into_iter().flatten().all(|path| path.exists());
+    let files: Vec<&PathBuf> = files.into_iter().flatten().collect();
+    let is_told = !files.is_empty() && data.train != options.data;
+    let mut has_training = is_told && files.iter().all(|path| path.exists());
     if !options.data.is_empty() {
         let of_images = config.task == hub::Task::ImageClassify && data.train.is_empty();
         if !has_training {

@@ -81,7 +81,7 @@ impl<'a> Evaluator<'a> {
             }
             Corpus::Examples { .. } => {}
         }
-        if !self.config.task.has_labels() {
+        if !self.config.task.has_labels() && self.config.task != Task::Embed {
             found.score.metrics.insert("perplexity", loss.exp());
         }
         Ok(found)
@@ -96,6 +96,10 @@ impl<'a> Evaluator<'a> {
                 let (tile, values) = executor.output(self.program, "logits")?;
                 let logits = whole(&tile, &values);
                 tally.add_logits(task, &batch.split, &batch.examples, &logits, self.num_classes);
+            }
+            Task::Embed if is_first => {
+                let (tile, values) = executor.output(self.program, "embeddings")?;
+                tally.add_embeddings(&batch.examples, &whole(&tile, &values));
             }
             Task::Seq2Seq if !self.config.data.span_corruption => {
                 let tokenizer = self.corpus.tokenizer().expect("texts have a tokenizer");

@@ -359,7 +359,7 @@ pub(crate) fn check_size(config: &Config, sizes: &Sizes) -> Result<(), TrainErro
         return refuse("model.num_layers", sizes.num_layers.to_string(), "use at most 65536 layers");
     }
     for (key, extent) in
-        [("train.batch", config.train.batch), ("data.sequence_length", sizes.sequence_length)]
+        [("train.batch", config.sequences_per_step()), ("data.sequence_length", sizes.sequence_length)]
     {
         if extent > MAX_EXTENT {
             return refuse(key, extent.to_string(), "use at most 67108864");
@@ -378,7 +378,7 @@ pub(crate) fn check_size(config: &Config, sizes: &Sizes) -> Result<(), TrainErro
         let value = format!("{} (with {} layers)", sizes.embed, sizes.num_layers);
         return refuse("model.embed", value, "its weights would not fit 64-bit addresses: use smaller sizes");
     }
-    let tokens = product(&[wide(config.train.batch), wide(sizes.sequence_length)]);
+    let tokens = product(&[wide(config.sequences_per_step()), wide(sizes.sequence_length)]);
     let activations = product(&[8, tokens, product(&[64, layers, widest]) + product(&[8, vocab])]);
     if activations > MAX_TOTAL_BYTES {
         let value = format!("{} (x {} tokens)", config.train.batch, config.data.sequence_length);

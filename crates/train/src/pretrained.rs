@@ -5,7 +5,8 @@ use hub::{Bound, Config as Description, Directory, Family, Task};
 use memory::DType;
 use mesh::Tile;
 use models::{
-    Activation, Bert, BertHead, Decoder, Encoder, FeedForward, Model, Rotation, T5, Variant, Vit, Widths,
+    Activation, Bert, BertHead, Decoder, Encoder, FeedForward, Model, PairLoss, Rotation, T5, Variant, Vit,
+    Widths,
 };
 use runtime::Executor;
 
@@ -39,34 +40,26 @@ pub(crate) fn open(config: &Config) -> Result<Option<Directory>, TrainError> {
     Ok(Some(directory))
 }
 
-/// The model of a task other than a decoder's, with its dropout; `target_length` is that of an encoder-decoder.
+/// The model of a configuration's task, other than a decoder's, with its dropout.
 ///
 /// # Errors
 /// A family that has no head for the task, or no dropout.
 pub(crate) fn model(
     description: &Description,
-    task: Task,
-    target_length: usize,
+    config: &Config,
     dropout: f64,
 ) -> Result<Box<dyn Model>, TrainError> {
-    description.check_task(task)?;
+    description.check_task(config.task)?;
     Ok(match &description.family {
         Family::Bert(c) => {
-            let bert = bert(c, task);
+            let bert = bert(c, config.task, config.pair_loss());
             Box::new(Bert { encoder: Encoder { dropout, ..bert.encoder }, ..bert })
         }
         Family::Vit(c) => {
             let vit = vit(c);
             Box::new(Vit { encoder: Encoder { dropout, ..vit.encoder }, ..vit })
         }
-        Family::T5(_) if dropout > 0.0 => {
-            return Err(TrainError::Unsupported {
-                key: "model.dropout",
-                value: dropout.to_string(),
-                remedy: "t5 is trained without dropout; remove it",
-            });
-        }
-        Family::T5(c) => Box::new(t5(c, target_length)),
+        Family::T5(c) => Box::new(T5 { dropout, ..t5(c, config.data.resolved_target_length()) }),
         _ => unreachable!("decoders have one task, which is built elsewhere"),
     })
 }
@@ -138,8 +131,8 @@ pub fn decoder(description: &Description, sequence_length: usize) -> Result<Deco
     Ok(decoder)
 }
 
-/// The BERT that a description stands for, with the head of a task.
-pub(crate) fn bert(c: &hub::Bert, task: Task) -> Bert {
+/// The BERT that a description stands for, with the head of a task; `loss` is that of embeddings.
+pub(crate) fn bert(c: &hub::Bert, task: Task, loss: PairLoss) -> Bert {
     let labels = c.labels.names.len();
     Bert {
         encoder: Encoder {
@@ -156,7 +149,7 @@ pub(crate) fn bert(c: &hub::Bert, task: Task) -> Bert {
         head: match task {
             Task::Classify => BertHead::Classify { labels },
             Task::Tag => BertHead::Tag { labels },
-            Task::Embed => BertHead::Embed,
+            Task::Embed => BertHead::Embed { loss },
             _ => BertHead::MaskedLm { tied: c.tied },
         },
     }
@@ -197,6 +190,7 @@ pub(crate) fn t5(c: &hub::T5, target_length: usize) -> T5 {
         scale_output: c.scale_output,
         tied: c.tied,
         target_length,
+        dropout: 0.0,
     }
 }
 

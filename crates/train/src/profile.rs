@@ -53,7 +53,7 @@ fn place(config: &Config) -> Result<Place, TrainError> {
         threads_per_rank: config.parallel.threads_per_rank,
         precision: config.train.precision.to_string(),
         instruction_set: assemble::instruction_set(config)?.to_string(),
-        tokens_per_step: config.train.batch * config.data.sequence_length,
+        tokens_per_step: config.sequences_per_step() * config.data.sequence_length,
     })
 }
 

@@ -17,12 +17,15 @@ pub struct Synthetic {
     pub vocab_size: usize,
     /// Targets below this.
     pub num_classes: usize,
+    /// Whether rows are texts of pairs.
+    pub is_of_pairs: bool,
 }
 
 impl Synthetic {
     /// The batch of a step for a model.
     pub fn of(built: &Built, seed: u64, step: u64) -> Synthetic {
-        Synthetic { seed, step, vocab_size: built.vocab_size, num_classes: built.num_classes }
+        let Built { vocab_size, num_classes, is_of_pairs, .. } = *built;
+        Synthetic { seed, step, vocab_size, num_classes, is_of_pairs }
     }
 
     fn draw(&self, row: usize, column: usize, stream: u64) -> u64 {
@@ -56,6 +59,10 @@ impl Synthetic {
 
     fn real(&self, input: &str, row: usize, column: usize, place: usize, length: usize) -> f64 {
         match input {
+            // Of a pair's row, all that is seen.
+            "select" if self.is_of_pairs => f64::from(u8::from(self.key(row, column, length) >= 0)),
+            "candidates" => (self.draw(row, column, 8) % 64) as f64 / 64.0,
+            "partner" => f64::from(u8::from(column == row ^ 1)),
             "select" | "is_class" => f64::from(u8::from(column == 0)),
             "is_patch" => f64::from(u8::from(column > 0)),
             "patches" if column == 0 => 0.0,

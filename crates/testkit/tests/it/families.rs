@@ -7,8 +7,8 @@ use std::time::Duration;
 use memory::DType;
 use mesh::Tile;
 use models::{
-    Activation, Bert, BertHead, Decoder, Encoder, Family, FeedForward, Given, Model, Precision, Rotation,
-    Step, T5, Variant, Vit, Widths, gradients_step,
+    Activation, Bert, BertHead, Decoder, Encoder, Family, FeedForward, Given, Model, PairLoss, Precision,
+    Rotation, Step, T5, Variant, Vit, Widths, gradients_step,
 };
 use plan::{Chooser, Parallel, Plan};
 use runtime::{Batch, Destination, Executor, RuntimeError, StepInput};
@@ -124,12 +124,16 @@ fn encoders() {
         BertHead::MaskedLm { tied: false },
         BertHead::Classify { labels: 3 },
         BertHead::Tag { labels: 4 },
+        BertHead::Embed { loss: PairLoss::Ranking { scale: 3.0 } },
+        BertHead::Embed { loss: PairLoss::Cosine },
     ];
     for (head, activation) in heads.into_iter().zip([
         Activation::GeluErf,
         Activation::GeluTanh,
         Activation::GeluErf,
         Activation::Tanh,
+        Activation::GeluErf,
+        Activation::GeluTanh,
     ]) {
         let bert =
             Bert { encoder: encoder(activation), vocab_size: 9, max_positions: SEQ, num_segments: 2, head };
@@ -160,6 +164,7 @@ fn encoder_decoders() {
             scale_output: tied,
             tied,
             target_length: 4,
+            dropout: 0.0,
         };
         for key_index in [true, false] {
             check("t5", &t5, key_index).unwrap_or_else(|e| panic!("{feed_forward:?}: {e}"));

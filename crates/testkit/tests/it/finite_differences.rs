@@ -33,8 +33,7 @@ fn check(small: &Small) -> Result<(), TrainError> {
                 }
                 Ok::<(), TrainError>(())
             })?;
-            let mut batch =
-                Synthetic { seed: 3, step: 1, vocab_size: built.vocab_size, num_classes: built.num_classes };
+            let mut batch = Synthetic::of(&built, 3, 1);
             let input = StepInput { seed: 3, step: 1, scalars: &[("lr", 0.0), ("step", 1.0)] };
             executor.run(0, &mut batch, &input)?;
             let mut statistics = [0.0];

@@ -114,7 +114,8 @@ fn narrow_copies_follow_their_parameters() {
             let mut executor = Executor::new(world, programs, Cpu::single(), None)?;
             executor.initialise(&stepper.graph, 5)?;
             let run = |executor: &mut Executor, step: u64| -> Result<Vec<u8>, TrainError> {
-                let mut batch = Synthetic { seed: 5, step, vocab_size: 53, num_classes: 53 };
+                let mut batch =
+                    Synthetic { seed: 5, step, vocab_size: 53, num_classes: 53, is_of_pairs: false };
                 let scalars = [("lr", 1e-2), ("step", step as f64)];
                 executor.run(0, &mut batch, &StepInput { seed: 5, step, scalars: &scalars })?;
                 states(executor)
@@ -170,8 +171,10 @@ fn an_overflow_on_one_rank_skips_the_same_step_on_all() {
         let mut told = Vec::new();
         for step in 1..=6 {
             let spiked = step == SPIKE && coord.get(Axis::Dp) == 1;
-            let mut batch =
-                Spiked { inner: Synthetic { seed: 7, step, vocab_size: 53, num_classes: 53 }, spiked };
+            let mut batch = Spiked {
+                inner: Synthetic { seed: 7, step, vocab_size: 53, num_classes: 53, is_of_pairs: false },
+                spiked,
+            };
             let update = (step - scale.skipped_steps) as f64;
             let scalars = [("lr", 1e-2), ("step", update), ("loss_scale", scale.factor(12 * 15))];
             let before = states(&executor)?;

@@ -31,8 +31,7 @@ fn step(config: &Config, bytes_per_second: f64) -> (Program, Vec<Vec<Sample>>) {
         executor.initialise(&stepper.graph, 1)?;
         for step in 1..=2 {
             executor.start_recording(0, Box::new(move || origin.elapsed().as_secs_f64()), 1 << 16);
-            let mut batch =
-                Synthetic { seed: 1, step, vocab_size: built.vocab_size, num_classes: built.num_classes };
+            let mut batch = Synthetic::of(&built, 1, step);
             let scalars = [("lr", 1e-3), ("step", step as f64)];
             executor.run(0, &mut batch, &StepInput { seed: 1, step, scalars: &scalars })?;
         }

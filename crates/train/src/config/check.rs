@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use ::data::TokenizerKind;
+
 use super::{Config, ConfigError, Family, Optimizer, Sampling, Source, Task};
 
 /// Where each key was written, for messages.
@@ -173,6 +175,32 @@ impl Config {
 
     fn check_data(&self, places: &Places) -> Result<(), ConfigError> {
         self.check_sampler(places)?;
+        let unused = |key: &str, reason| {
+            let (key, place) = (key.to_string(), places.of(key));
+            Err(ConfigError::Conflict { key, place, other: "task", reason })
+        };
+        if self.data.pair_column.is_some() && !matches!(self.task, Task::Classify | Task::Embed) {
+            return unused("data.pair_column", "only classify and embed read pairs of texts; remove it");
+        }
+        if self.data.tokenizer_kind != TokenizerKind::Bytes {
+            let conflict = |other, reason| {
+                let key = "data.tokenizer_kind".to_string();
+                let place = places.of(&key);
+                Err(ConfigError::Conflict { key, place, other, reason })
+            };
+            if self.data.tokenizer_vocab.is_none() {
+                return conflict(
+                    "data.tokenizer_vocab",
+                    "no tokenizer is trained; set its size, or remove it",
+                );
+            }
+            if self.task == Task::CausalLm && self.data.train.is_empty() {
+                return conflict("data.text", "running text is read as bytes; remove it");
+            }
+        }
+        if self.data.token_dropout > 0.0 && !matches!(self.task, Task::Classify | Task::Tag | Task::Embed) {
+            return unused("data.token_dropout", "only classify, tag and embed drop tokens; remove it");
+        }
         if self.data.tokenizer.is_some() && self.data.tokenizer_vocab.is_some() {
             let (key, place) = ("data.tokenizer_vocab".to_string(), places.of("data.tokenizer_vocab"));
             let reason = "one trains a tokenizer, the other reads one; remove one of them";
@@ -236,6 +264,12 @@ impl Config {
                 limit: self.train.batch.to_string().into(),
                 remedy: "each microbatch needs a sequence: raise the batch or use fewer microbatches",
             });
+        }
+        if self.task == Task::Embed && parallel.num_microbatches > 1 {
+            let key = "parallel.num_microbatches".to_string();
+            let place = places.of(&key);
+            let reason = "pairs are compared with all of the batch: use one microbatch and more ranks of dp";
+            return Err(ConfigError::Conflict { key, place, other: "task", reason });
         }
         schedule::generate(&parallel.schedule, parallel.mesh.pp, parallel.num_microbatches, parallel.chunks)
             .map_err(|error| {

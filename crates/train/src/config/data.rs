@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ::data::Format;
+use ::data::{Format, TokenizerKind};
 
 use super::names::named;
 use super::value::Value;
@@ -34,6 +34,18 @@ impl Name for Format {
     };
 }
 
+impl Name for TokenizerKind {
+    const NAMES: &'static [(&'static str, TokenizerKind)] = &{
+        let mut names = [("", TokenizerKind::Bytes); TokenizerKind::ALL.len()];
+        let mut i = 0;
+        while i < names.len() {
+            names[i] = (TokenizerKind::ALL[i].1, TokenizerKind::ALL[i].0);
+            i += 1;
+        }
+        names
+    };
+}
+
 /// What is trained on, and how it becomes sequences.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Data {
@@ -47,7 +59,9 @@ pub struct Data {
     pub format: Option<Format>,
     /// The column of a text; of a tagged sentence, its tokens.
     pub text_column: Option<String>,
-    /// The column of a label; of a tagged sentence, its tags.
+    /// The column of the second text of a pair; of a classified text, none unless it is named.
+    pub pair_column: Option<String>,
+    /// The column of a label; of a tagged sentence, its tags; of a pair that is embedded, how alike both are.
     pub label_column: Option<String>,
     /// The column of a text to translate.
     pub source_column: String,
@@ -73,6 +87,8 @@ pub struct Data {
     pub class_weights: Vec<(String, f64)>,
     /// Share of the tokens that a masked language model predicts.
     pub mask_probability: f64,
+    /// Share of the tokens of a text that the unknown token, or the mask, stands for while it trains, drawn anew each time.
+    pub token_dropout: f64,
     /// Whether sources and targets are made of one text by hiding spans of it.
     pub span_corruption: bool,
     /// Tokens in a target; by default `sequence_length`.
@@ -81,6 +97,8 @@ pub struct Data {
     pub tokenizer: Option<PathBuf>,
     /// Train a tokenizer of this vocabulary from the text.
     pub tokenizer_vocab: Option<usize>,
+    /// What its tokens are.
+    pub tokenizer_kind: TokenizerKind,
     /// Tokens in a sequence.
     pub sequence_length: usize,
     /// Fraction held out from the end of each file.
@@ -97,6 +115,7 @@ impl Default for Data {
             heldout: Vec::new(),
             format: None,
             text_column: None,
+            pair_column: None,
             label_column: None,
             source_column: "source".to_owned(),
             target_column: "target".to_owned(),
@@ -110,10 +129,12 @@ impl Default for Data {
             sampler: Sampling::Random,
             class_weights: Vec::new(),
             mask_probability: 0.15,
+            token_dropout: 0.0,
             span_corruption: false,
             target_length: None,
             tokenizer: None,
             tokenizer_vocab: None,
+            tokenizer_kind: TokenizerKind::Bytes,
             sequence_length: 256,
             validation: 0.05,
             packing: true,
@@ -135,6 +156,7 @@ impl Data {
             "heldout" => self.heldout = value.paths()?,
             "format" => self.format = Some(value.name()?),
             "text_column" => self.text_column = Some(value.text()?),
+            "pair_column" => self.pair_column = Some(value.text()?),
             "label_column" => self.label_column = Some(value.text()?),
             "source_column" => self.source_column = value.text()?,
             "target_column" => self.target_column = value.text()?,
@@ -150,10 +172,12 @@ impl Data {
             "mask_probability" => {
                 self.mask_probability = value.number("above 0 and below 1", |p| p > 0.0 && p < 1.0)?;
             }
+            "token_dropout" => self.token_dropout = value.fraction()?,
             "span_corruption" => self.span_corruption = value.switch()?,
             "target_length" => self.target_length = Some(value.count(1)?),
             "tokenizer" => self.tokenizer = Some(value.path()?),
             "tokenizer_vocab" => self.tokenizer_vocab = Some(value.count(1)?),
+            "tokenizer_kind" => self.tokenizer_kind = value.name()?,
             "sequence_length" => self.sequence_length = value.count(1)?,
             "validation" => self.validation = value.fraction()?,
             "packing" => self.packing = value.switch()?,

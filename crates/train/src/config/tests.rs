@@ -65,6 +65,8 @@ fn every_listed_key_is_known_and_written() {
         ];
         written.push_str(&load(&text, &sets, None).unwrap().to_toml());
     }
+    let pairs = "task = 'embed'\nmodel.family = 'bert'\ndata.pair_column = 'b'";
+    written.push_str(&load(pairs, &[], None).unwrap().to_toml());
     config.model.from = Some("/hf".into());
     written.push_str(&config.to_toml());
     for (table, keys) in TABLES {

@@ -75,6 +75,8 @@ pub struct Train {
     pub weight_decay: f64,
     /// Largest norm of the gradient; 0 for no clipping.
     pub clip_norm: f64,
+    /// Factor on cosines before the softmax over a batch's pairs.
+    pub similarity_scale: f64,
     /// Seed of all random numbers.
     pub seed: u64,
     /// Steps between evaluations; 0 for none.
@@ -102,6 +104,7 @@ impl Default for Train {
             eps: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
+            similarity_scale: 20.0,
             seed: 1,
             eval_every: 50,
             checkpoint_every: 0,
@@ -127,6 +130,7 @@ impl Train {
             "nesterov" => self.nesterov = value.switch()?,
             "eps" => self.eps = value.positive()?,
             "weight_decay" => self.weight_decay = value.non_negative()?,
+            "similarity_scale" => self.similarity_scale = value.positive()?,
             "clip_norm" => self.clip_norm = value.non_negative()?,
             "seed" => self.seed = value.seed()?,
             "eval_every" => self.eval_every = value.count(0)?,

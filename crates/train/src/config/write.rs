@@ -48,6 +48,7 @@ impl Config {
             text.paths("heldout", &data.heldout);
             text.optional("format", data.format.map(|format| string(format.name())));
             text.optional("text_column", data.text_column.as_deref().map(string));
+            text.optional("pair_column", data.pair_column.as_deref().map(string));
             text.optional("label_column", data.label_column.as_deref().map(string));
             text.key("source_column", string(&data.source_column));
             text.key("target_column", string(&data.target_column));
@@ -63,11 +64,13 @@ impl Config {
                 data.class_weights.iter().map(|(l, w)| format!("{} = {}", string(l), float(*w))).collect();
             text.key("class_weights", format!("{{ {} }}", weights.join(", ")));
             text.key("mask_probability", float(data.mask_probability));
+            text.key("token_dropout", float(data.token_dropout));
             text.key("span_corruption", data.span_corruption);
             text.optional("target_length", data.target_length);
         }
         text.optional("tokenizer", data.tokenizer.as_deref().map(path));
         text.optional("tokenizer_vocab", data.tokenizer_vocab);
+        text.key("tokenizer_kind", string(data.tokenizer_kind.name()));
         text.key("sequence_length", data.sequence_length);
         text.key("validation", float(data.validation));
         text.key("packing", data.packing);
@@ -102,6 +105,7 @@ impl Config {
         text.key("eps", float(train.eps));
         text.key("weight_decay", float(train.weight_decay));
         text.key("clip_norm", float(train.clip_norm));
+        text.key("similarity_scale", float(train.similarity_scale));
         text.key("seed", train.seed);
         text.key("eval_every", train.eval_every);
         text.key("checkpoint_every", train.checkpoint_every);

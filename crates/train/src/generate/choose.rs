@@ -51,23 +51,10 @@ pub(super) fn log_softmax(scores: &mut [f64]) {
 
 /// The token behind a text of row `row`, from its scores; `step` counts the tokens that were written.
 pub(super) fn choose(scores: &[f64], options: &GenerateOptions, row: usize, step: u64) -> u32 {
-    let all = || scores.iter().enumerate().map(|(i, s)| (*s, i as u32));
     if options.temperature == 0.0 {
-        return best(all(), 1)[0].1;
+        return best(indexed(scores), 1)[0].1;
     }
-    let mut likely = match options.top_k {
-        Some(k) if k < scores.len() => best(all(), k),
-        _ => {
-            let mut sorted: Vec<(f64, u32)> = all().collect();
-            sorted.sort_unstable_by(order);
-            sorted
-        }
-    };
-    let largest = likely[0].0;
-    likely.iter_mut().for_each(|(score, _)| *score = ((*score - largest) / options.temperature).exp());
-    if let Some(p) = options.top_p {
-        nucleus(&mut likely, p);
-    }
+    let likely = likely(scores, options);
     let total: f64 = likely.iter().map(|(weight, _)| weight).sum();
     let mut left = kernels::Key::new(options.seed, step, "generate").uniform(row as u64) * total;
     for (weight, token) in &likely {
@@ -77,6 +64,28 @@ pub(super) fn choose(scores: &[f64], options: &GenerateOptions, row: usize, step
         }
     }
     likely[likely.len() - 1].1
+}
+
+fn indexed(scores: &[f64]) -> impl Iterator<Item = (f64, u32)> + '_ {
+    scores.iter().enumerate().map(|(i, s)| (*s, i as u32))
+}
+
+/// What a token is drawn from: those that are left, likeliest first, each by its probability relative to the first.
+fn likely(scores: &[f64], options: &GenerateOptions) -> Vec<(f64, u32)> {
+    let mut likely = match options.top_k {
+        Some(k) if k < scores.len() => best(indexed(scores), k),
+        _ => {
+            let mut sorted: Vec<(f64, u32)> = indexed(scores).collect();
+            sorted.sort_unstable_by(order);
+            sorted
+        }
+    };
+    let largest = likely[0].0;
+    likely.iter_mut().for_each(|(score, _)| *score = ((*score - largest) / options.temperature).exp());
+    if let Some(p) = options.top_p {
+        nucleus(&mut likely, p);
+    }
+    likely
 }
 
 /// Keeps the fewest of the likeliest that together have the probability `p` (Holtzman et al., 2020).
@@ -152,5 +161,34 @@ mod tests {
         let draws = |row| (0..20).map(|step| choose(&scores, &options, row, step)).collect::<Vec<_>>();
         assert_eq!(draws(0), draws(0));
         assert_ne!(draws(0), draws(1));
+    }
+
+    /// The distributions that `transformers` draws from (`crates/hub/fixtures/filters.json`).
+    #[test]
+    fn what_is_left_to_draw_from_is_that_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../hub/fixtures/filters.json");
+        let cases: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert!(cases.len() > 8);
+        for case in cases {
+            let reals = |key: &str| -> Vec<f64> {
+                case[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+            };
+            let text: Vec<u32> = reals("text").into_iter().map(|id| id as u32).collect();
+            let mut scores = reals("scores");
+            penalise(&mut scores, &text, case["repetition_penalty"].as_f64().unwrap());
+            let options = GenerateOptions {
+                temperature: case["temperature"].as_f64().unwrap(),
+                top_k: case["top_k"].as_u64().map(|k| k as usize),
+                top_p: case["top_p"].as_f64(),
+                ..GenerateOptions::default()
+            };
+            let likely = likely(&scores, &options);
+            let total: f64 = likely.iter().map(|(weight, _)| weight).sum();
+            let mut found = vec![0.0; scores.len()];
+            likely.iter().for_each(|(weight, token)| found[*token as usize] = weight / total);
+            for (found, expected) in found.iter().zip(reals("probabilities")) {
+                assert!((found - expected).abs() < 1e-14, "{options:?}: {found} {expected}");
+            }
+        }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use data::Tokenizer;
+use data::{Framing, Tokenizer};
 use hub::{Directory, Family, TokenIds};
 use models::{Decoder, Generator};
 use runtime::Executor;
 
 use super::options::GenerateOptions;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, Parallel, Precision};
+use crate::config::{Config, Parallel, Precision, parse_layout};
 use crate::error::TrainError;
 use crate::{assemble, pretrained, saving};
 
@@ -157,17 +157,9 @@ impl Source {
     pub fn encode(&self, prompt: &str) -> Result<Vec<u32>, TrainError> {
         let tokenizer = self.tokenizer()?;
         if let Shape::EncoderDecoder { .. } = self.shape {
-            let mut tokens = tokenizer.encode_framed(prompt)?;
-            let is_end = |token: &u32| self.ends.contains(token);
-            if !tokens.last().is_some_and(is_end) {
-                tokens.push(*self.ends.first().ok_or_else(|| TrainError::File {
-                    path: self.origin.clone(),
-                    problem: "names no end token, with which every text ends that the encoder reads; set eos_token_id \
-                              in config.json"
-                        .to_owned(),
-                })?);
-            }
-            return Ok(tokens);
+            // As in training.
+            let framed = Framing::new(tokenizer, usize::MAX, "--prompt", false)?.text(prompt)?;
+            return Ok(framed.ids.into_iter().map(|id| id as u32).collect());
         }
         let mut tokens = match &self.weights {
             // Documents begin so in training.
@@ -259,7 +251,7 @@ fn writes_nothing(path: &Path, family: &Family) -> TrainError {
     }
 }
 
-/// The configuration in the layout and precision that were asked for. What divides a training step alone, its
+/// The configuration in the layout and precision that were asked for. What a training step alone has, its batch,
 /// microbatches and their schedule, is in no layout's way.
 fn configured(mut config: Config, options: &GenerateOptions) -> Result<Config, TrainError> {
     if let Some(precision) = options.precision {
@@ -267,6 +259,7 @@ fn configured(mut config: Config, options: &GenerateOptions) -> Result<Config, T
     }
     let Some(mesh) = &options.mesh else { return Ok(config) };
     let Parallel { num_microbatches, schedule, chunks, .. } = Parallel::default();
+    config.train.batch = config.train.batch.max(parse_layout(mesh, &config.parallel)?.mesh.dp);
     config.parallel = Parallel { num_microbatches, schedule, chunks, ..config.parallel };
     Ok(config.with_layout(mesh)?)
 }

@@ -83,7 +83,7 @@ fn bert(c: &hub::Bert, task: Task, batch: &Given) -> Result<Feed, TrainError> {
         _ => (vec![rows, seq, c.vocab_size], c.vocab_size, "the vocabulary"),
     };
     let outputs = match task {
-        Task::Embed => vec![("hidden", vec![rows, seq, c.embed]), ("embeddings", vec![rows, c.embed])],
+        Task::Embed => vec![("embeddings", vec![rows, c.embed]), ("hidden", vec![rows, seq, c.embed])],
         _ => vec![("logits", logits.clone())],
     };
     match task {
@@ -100,7 +100,7 @@ fn bert(c: &hub::Bert, task: Task, batch: &Given) -> Result<Feed, TrainError> {
         given: models::Given { key_index, labels: labels.is_some() },
         outputs,
         num_layers: c.num_layers,
-        model: Box::new(pretrained::bert(c, task)),
+        model: Box::new(pretrained::bert(c, task, models::PairLoss::Cosine)),
         inputs,
     })
 }

@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 
-use data::{Masking, Spans, Tokenizer};
+use data::{Masking, Spans, Tokenizer, drop_tokens};
 use hub::{Family, Task};
 use kernels::Key;
 use mesh::Tile;
+use models::PairLoss;
 use runtime::{Batch, Destination, RuntimeError};
 
 use super::read::IGNORED;
-use super::{Split, column};
+use super::{Split, column, pairs};
 use crate::assemble::Built;
 use crate::config::Config;
 use crate::error::TrainError;
@@ -31,6 +32,13 @@ pub(crate) struct Recipe {
     end: Option<i32>,
     decoder_start: i32,
     masking: Option<Masking>,
+    token_dropout: f64,
+    /// What stands for a dropped token.
+    dropped: Option<i32>,
+    /// What pairs learn.
+    pair_loss: PairLoss,
+    /// Kinds of segments that the model knows.
+    num_segments: usize,
     spans: Option<Spans>,
     tokenizer: Option<Tokenizer>,
     image: Option<Image>,
@@ -96,6 +104,13 @@ impl Recipe {
                 vocab_size: tokenizer.map_or(0, Tokenizer::vocab_size),
                 probability: data.mask_probability,
             }),
+            token_dropout: data.token_dropout,
+            dropped: id(tokenizer.and_then(|t| t.unknown_id().or(t.mask_id()))),
+            pair_loss: config.pair_loss(),
+            num_segments: match family {
+                Some(Family::Bert(c)) => c.num_segments,
+                _ => 1,
+            },
             spans,
             tokenizer: tokenizer.cloned(),
             image: match family {
@@ -115,6 +130,8 @@ impl Recipe {
 /// The batch of one step, made by every rank for itself.
 pub(crate) struct TaskBatch {
     recipe: Arc<Recipe>,
+    /// Whether tokens are dropped.
+    is_training: bool,
     pub split: Split,
     /// Examples of the store; none is padding.
     pub examples: Vec<Option<usize>>,
@@ -122,23 +139,35 @@ pub(crate) struct TaskBatch {
 }
 
 impl TaskBatch {
-    /// For batches of `batch` examples.
+    /// For batches of `batch` examples, to train on.
+    pub fn training(recipe: &Arc<Recipe>, split: &Split, batch: usize) -> TaskBatch {
+        TaskBatch { is_training: true, ..TaskBatch::new(recipe, split, batch) }
+    }
+
+    /// For batches of `batch` examples, as they are.
     pub fn new(recipe: &Arc<Recipe>, split: &Split, batch: usize) -> TaskBatch {
         let mut inputs = Inputs::new();
+        let rows = if recipe.task == Task::Embed { 2 * batch } else { batch };
         match recipe.task {
             Task::ImageClassify => insert_places_of_patches(batch, recipe.seq, &mut inputs),
             Task::Seq2Seq => {}
             task => {
-                inputs.insert("positions", Input::Ints(count_up(batch, recipe.seq), 0));
+                inputs.insert("positions", Input::Ints(count_up(rows, recipe.seq), 0));
                 if task != Task::CausalLm {
-                    inputs.insert("segments", Input::Ints(vec![0; batch * recipe.seq], 0));
+                    inputs.insert("segments", Input::Ints(vec![0; rows * recipe.seq], 0));
                 }
                 if task == Task::Classify {
                     first_of_each(batch, recipe.seq, &mut inputs);
                 }
             }
         }
-        TaskBatch { recipe: recipe.clone(), split: split.clone(), examples: vec![None; batch], inputs }
+        TaskBatch {
+            recipe: recipe.clone(),
+            is_training: false,
+            split: split.clone(),
+            examples: vec![None; batch],
+            inputs,
+        }
     }
 
     /// Takes the samples of a split, padding where there is none, and makes the inputs; what is hidden is drawn by
@@ -151,6 +180,7 @@ impl TaskBatch {
         match self.recipe.task {
             Task::ImageClassify => self.images(),
             Task::Seq2Seq => self.translations(&key),
+            Task::Embed => self.pairs(&key),
             _ => self.texts(&key),
         }
     }
@@ -239,6 +269,7 @@ impl TaskBatch {
         let mut targets = vec![0; sources.len() * seq];
         let mut weights = vec![0.0; targets.len()];
         for (row, source) in sources.iter_mut().enumerate() {
+            self.drop_tokens(source, row, key);
             let at = row * seq..row * seq + source.len();
             match self.recipe.task {
                 Task::CausalLm => {
@@ -266,9 +297,56 @@ impl TaskBatch {
         }
         self.sources(&sources);
         match self.recipe.task {
-            Task::Classify => self.labels(),
+            Task::Classify => {
+                self.segments();
+                self.labels();
+            }
             _ => self.targets(targets, weights),
         }
+    }
+
+    /// Which text of a pair each token belongs to.
+    fn segments(&mut self) {
+        let Recipe { seq, num_segments, .. } = *self.recipe;
+        let mut segments = vec![0; self.examples.len() * seq];
+        for (row, example) in self.examples.iter().enumerate() {
+            for (at, segment) in self.ints(*example, column::SEGMENTS).into_iter().enumerate() {
+                segments[row * seq + at] = segment.min(num_segments as i32 - 1);
+            }
+        }
+        self.inputs.insert("segments", Input::Ints(segments, 0));
+    }
+
+    /// First and second text of each pair by turns.
+    fn pairs(&mut self, key: &Key) {
+        let columns = [column::SOURCE, column::TARGET];
+        let both = self.examples.iter().flat_map(|example| columns.map(|column| self.ints(*example, column)));
+        let mut sources: Vec<Vec<i32>> = both.collect();
+        for (row, source) in sources.iter_mut().enumerate() {
+            self.drop_tokens(source, row, key);
+        }
+        let score = |example: usize| {
+            let bits = self.split.store.ints(example, column::SCORE).next().unwrap_or(0);
+            f64::from(f32::from_bits(bits as u32))
+        };
+        let scores: Vec<Option<f64>> = self.examples.iter().map(|example| example.map(score)).collect();
+        self.sources(&sources);
+        pairs::insert_means(&sources, self.recipe.seq, &mut self.inputs);
+        pairs::insert_partners(self.recipe.pair_loss, &scores, &mut self.inputs);
+    }
+
+    /// Hides tokens of a text while it trains.
+    fn drop_tokens(&self, source: &mut [i32], row: usize, key: &Key) {
+        let Recipe { token_dropout, dropped, tokenizer, .. } = &*self.recipe;
+        if !self.is_training || *token_dropout == 0.0 {
+            return;
+        }
+        let dropped = dropped.expect("its tokenizer has an unknown token or a mask");
+        let tokenizer = tokenizer.as_ref().expect("texts have a tokenizer");
+        let can_be_hidden = |token: i32| !tokenizer.is_special(token as u32);
+        drop_tokens(source, dropped, *token_dropout, can_be_hidden, |i| {
+            key.uniform(row as u64 * PER_SEQUENCE + i)
+        });
     }
 
     fn translations(&mut self, key: &Key) {
@@ -325,6 +403,10 @@ mod tests {
             end: Some(1),
             decoder_start: 7,
             masking: None,
+            token_dropout: 0.0,
+            dropped: None,
+            pair_loss: PairLoss::Cosine,
+            num_segments: 2,
             spans: None,
             tokenizer: None,
             image: None,
@@ -362,7 +444,11 @@ mod tests {
 
     #[test]
     fn padding_is_hidden_and_does_not_count() {
-        let inputs = batch(recipe(Task::Classify), &[&[Column::Ints(&[3, 4, 1]), Column::Ints(&[2])]]);
+        let inputs = batch(
+            recipe(Task::Classify),
+            &[&[Column::Ints(&[3, 4, 1]), Column::Ints(&[2]), Column::Ints(&[0, 0, 1])]],
+        );
+        assert_eq!(ints(&inputs, "segments")[..4], [0, 0, 1, 0]);
         assert_eq!(ints(&inputs, "tokens"), [3, 4, 1, 9, 9, 9, 9, 9, 9, 9]);
         assert_eq!(ints(&inputs, "key_index"), [0, 1, 2, -1, -1, 0, -1, -1, -1, -1]);
         assert_eq!((ints(&inputs, "targets"), reals(&inputs, "weights")), (&[2, 0][..], &[1.0, 0.0][..]));

@@ -175,7 +175,7 @@ pub(super) fn write(
         }
         if idx.num_items != labels.num_items {
             let problem = format!(
-                "{} images, and {} labels in {}",
+                "{} images, and {} labels in {}; give each image one",
                 idx.num_items,
                 labels.num_items,
                 of_labels.display()

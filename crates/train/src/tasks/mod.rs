@@ -8,6 +8,7 @@ mod batch;
 mod decode;
 mod images;
 mod labels;
+mod pairs;
 mod read;
 mod score;
 
@@ -33,12 +34,17 @@ pub use score::{Baseline, Score, Scores};
 pub(crate) mod column {
     /// Token ids, framed; of an image, its pixels.
     pub const SOURCE: usize = 0;
-    /// Of a classified example its label, of a sentence the tag of each token, of a translation the target's tokens.
+    /// Of a classified example its label, of a sentence the tag of each token, of a translation the target's tokens, of a
+    /// pair the second's tokens.
     pub const TARGET: usize = 1;
     /// The word that each token begins, or -1.
     pub const WORD_OF: usize = 2;
     /// The tag of each word.
     pub const TAGS: usize = 3;
+    /// Of a classified pair, which text each token belongs to; empty for one text.
+    pub const SEGMENTS: usize = 2;
+    /// The score of a pair, as the bits of an `f32`; empty if it has none.
+    pub const SCORE: usize = 2;
     /// A hash of each word, in two numbers.
     pub const WORDS: usize = 4;
     /// Text as the file has it.
@@ -49,7 +55,8 @@ pub(crate) mod column {
     /// How many columns the examples of a task have.
     pub fn count(task: hub::Task) -> usize {
         match task {
-            hub::Task::Classify | hub::Task::ImageClassify => 2,
+            hub::Task::ImageClassify => 2,
+            hub::Task::Classify | hub::Task::Embed => 3,
             hub::Task::Tag => 5,
             hub::Task::Seq2Seq => 4,
             _ => 1,
@@ -154,7 +161,10 @@ impl Examples {
             Sampling::Length => {
                 let length = |at| {
                     let example = self.train.example(at);
-                    let both = if config.task == Task::Seq2Seq { column::TARGET } else { column::SOURCE };
+                    let both = match config.task {
+                        Task::Seq2Seq | Task::Embed => column::TARGET,
+                        _ => column::SOURCE,
+                    };
                     (column::SOURCE..=both).map(|c| self.train.store.ints(example, c).len()).sum()
                 };
                 let lengths: Vec<usize> = (0..self.train.len()).map(length).collect();

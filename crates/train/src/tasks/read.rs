@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data::{
-    Column, ContentHash, DataError, ExampleStore, ExampleWriter, Field, Format, Framing, MASK, Row, Rows,
-    Tokenizer, Wanted,
+    Column, ContentHash, DataError, ExampleStore, ExampleWriter, Field, Format, Framed, Framing, MASK, Row,
+    Rows, Tokenizer, TokenizerKind, Wanted,
 };
 use hub::Task;
 use serde::{Deserialize, Serialize};
@@ -65,6 +65,9 @@ pub(crate) fn tokenizer(config: &Config) -> Result<Option<Tokenizer>, TrainError
         },
     };
     let missing = |what, remedy| Err(DataError::MissingToken { what, remedy }.into());
+    if data.token_dropout > 0.0 && tokenizer.unknown_id().or(tokenizer.mask_id()).is_none() {
+        return missing("unknown token", "use one that has [UNK], <unk> or [MASK] among its special tokens");
+    }
     if config.task == Task::MaskedLm && tokenizer.mask_id().is_none() {
         return missing("mask token", "use one that has [MASK], <mask> or <|mask|> among its special tokens");
     }
@@ -81,6 +84,10 @@ fn trained(config: &Config, vocab: usize) -> Result<Tokenizer, TrainError> {
     let sentinels: Vec<String> = (0..NUM_SENTINELS).map(|i| format!("<extra_id_{i}>")).collect();
     let special: Vec<&str> = match config.task {
         Task::MaskedLm => vec![MASK],
+        // Byte-level BPE has no unknown token.
+        _ if config.data.token_dropout > 0.0 && config.data.tokenizer_kind == TokenizerKind::Bytes => {
+            vec![MASK]
+        }
         Task::Seq2Seq if config.data.span_corruption => sentinels.iter().map(String::as_str).collect(),
         _ => Vec::new(),
     };
@@ -88,13 +95,17 @@ fn trained(config: &Config, vocab: usize) -> Result<Tokenizer, TrainError> {
     for path in records(config, false)? {
         let kept = kept_rows(config, &path)?;
         let rows = rows(config, &path)?.take(kept);
-        let num_texts = if config.task == Task::Seq2Seq { 2 } else { 1 };
+        let is_pair = match config.task {
+            Task::Classify => config.data.pair_column.is_some(),
+            task => matches!(task, Task::Seq2Seq | Task::Embed),
+        };
+        let num_texts = if is_pair { 2 } else { 1 };
         texts.push(Box::new(rows.flat_map(move |row| match row {
             Ok(row) => row.fields.into_iter().take(num_texts).map(|f| Ok(f.into_text())).collect::<Vec<_>>(),
             Err(error) => vec![Err(error)],
         })));
     }
-    Ok(Tokenizer::train_on(texts.into_iter().flatten(), vocab, &special)?)
+    Ok(Tokenizer::train_on(texts.into_iter().flatten(), config.data.tokenizer_kind, vocab, &special)?)
 }
 
 /// The record files of training or of what is held out.
@@ -119,8 +130,16 @@ fn wanted(config: &Config) -> Vec<Wanted<'_>> {
     let text = |default| Wanted { name: data.text_column.as_deref().unwrap_or(default), key: "text_column" };
     let label =
         |default| Wanted { name: data.label_column.as_deref().unwrap_or(default), key: "label_column" };
+    let second = || data.pair_column.as_deref().map(|name| Wanted { name, key: "pair_column" });
     match config.task {
-        Task::Classify => vec![text("text"), label("label")],
+        Task::Classify => {
+            [Some(text("text")), second(), Some(label("label"))].into_iter().flatten().collect()
+        }
+        Task::Embed => {
+            let default = Wanted { name: "positive", key: "pair_column" };
+            let score = data.label_column.as_deref().map(|name| Wanted { name, key: "label_column" });
+            [Some(text("anchor")), second().or(Some(default)), score].into_iter().flatten().collect()
+        }
         Task::Tag => vec![text("tokens"), label("tags")],
         Task::Seq2Seq if !data.span_corruption => vec![
             Wanted { name: &data.source_column, key: "source_column" },
@@ -365,9 +384,21 @@ impl Reader<'_> {
         let source = self.source.as_ref();
         let wrote = match (self.config.task, source) {
             (Task::Classify, Some(framing)) => {
-                let ids = framing.text(&next().into_text())?.ids;
+                let text = next().into_text();
+                let framed = match self.config.data.pair_column {
+                    Some(_) => framing.pair(&text, &next().into_text())?,
+                    None => Framed { segments: Vec::new(), ..framing.text(&text)? },
+                };
                 let label = [self.label(rows, line, &next().into_text())?];
-                writer.push(&[Column::Ints(&ids), Column::Ints(&label)])
+                writer.push(&[&framed.ids, &label[..], &framed.segments].map(Column::Ints))
+            }
+            (Task::Embed, Some(framing)) => {
+                let [first, second] = [next(), next()].map(|field| framing.text(&field.into_text()));
+                let score = match self.config.data.label_column {
+                    Some(_) => vec![score(rows, line, &next().into_text())?],
+                    None => Vec::new(),
+                };
+                writer.push(&[&first?.ids, &second?.ids, &score].map(|ints| Column::Ints(ints)))
             }
             (Task::Tag, Some(framing)) => {
                 let (words, tags) = (next().into_list(), next().into_list());
@@ -449,6 +480,16 @@ impl Reader<'_> {
         let columns = [&framed.ids, &targets, &word_of, &numbers, &hashes].map(|c| Column::Ints(c));
         Ok(writer.push(&columns))
     }
+}
+
+/// How alike the texts of a pair are, as the bits of an `f32`.
+fn score(rows: &Rows, line: u64, written: &str) -> Result<i32, DataError> {
+    let score = written.trim().parse::<f32>().ok().filter(|score| (-1.0..=1.0).contains(score));
+    let score = score.ok_or_else(|| {
+        let problem = format!("the score \"{written}\" is no number from -1 to 1, as cosines are; scale it");
+        rows.refuse(line, problem)
+    })?;
+    Ok(score.to_bits() as i32)
 }
 
 /// The image that a row of a record file names.

@@ -37,6 +37,8 @@ pub(crate) struct Tally {
     classes: Vec<usize>,
     tags: Vec<Vec<usize>>,
     texts: Vec<String>,
+    /// Of both texts of each pair.
+    embeddings: Vec<[Vec<f64>; 2]>,
     references: Vec<usize>,
     tokens: HashMap<i32, u64>,
 }
@@ -72,6 +74,18 @@ impl Tally {
         }
     }
 
+    /// Adds the embeddings of the pairs of a batch, first and second by turns.
+    pub fn add_embeddings(&mut self, examples: &[Option<usize>], embeddings: &[f64]) {
+        let per_pair = embeddings.len() / examples.len();
+        for (example, both) in examples.iter().zip(embeddings.chunks_exact(per_pair)) {
+            if let Some(example) = example {
+                self.references.push(*example);
+                let (first, second) = both.split_at(per_pair / 2);
+                self.embeddings.push([first.to_vec(), second.to_vec()]);
+            }
+        }
+    }
+
     /// Adds what the model wrote for the examples of a batch.
     pub fn add_texts(&mut self, examples: &[Option<usize>], texts: Vec<String>) {
         for (example, text) in examples.iter().zip(texts) {
@@ -97,6 +111,7 @@ impl Tally {
             Task::Classify | Task::ImageClassify => self.score_classes(examples, split, trained),
             Task::Tag => self.score_tags(examples, split, trained),
             Task::Seq2Seq => self.score_texts(split, trained),
+            Task::Embed => self.score_pairs(examples, split),
             _ => Ok(Score {
                 metrics: Scores::new(),
                 baseline: trained.and_then(|t| self.of_frequencies(examples, t)),
@@ -199,6 +214,51 @@ impl Tally {
             Ok::<_, TrainError>(Baseline { name: "each word's most frequent tag", metrics: of(&predicted)? })
         });
         Ok(Score { metrics: of(&self.tags)?, baseline: baseline.transpose()? })
+    }
+
+    /// How well pairs find each other or, where they have scores, are ordered by them; beside what the tokens that both
+    /// texts share reach.
+    fn score_pairs(&self, examples: &Examples, split: &Split) -> Result<Score, TrainError> {
+        let scores: Vec<f64> = self
+            .references
+            .iter()
+            .filter_map(|example| split.store.ints(*example, column::SCORE).next())
+            .map(|bits| f64::from(f32::from_bits(bits as u32)))
+            .collect();
+        let num_pairs = self.references.len();
+        let of = |similarity: &dyn Fn(usize, usize) -> f64| -> Result<Scores, TrainError> {
+            if scores.len() == num_pairs && num_pairs > 0 {
+                let found: Vec<f64> = (0..num_pairs).map(|pair| similarity(pair, pair)).collect();
+                return Ok(Scores::from([("spearman", metrics::spearman(&found, &scores)?)]));
+            }
+            let found = metrics::retrieval(num_pairs, similarity);
+            Ok(Scores::from([("accuracy_at_1", found.accuracy_at_1), ("mrr", found.mean_reciprocal_rank)]))
+        };
+        let is_special = |id: i32| examples.tokenizer.as_ref().is_some_and(|t| t.is_special(id as u32));
+        let counts = |example: usize, column: usize| {
+            let mut counts: BTreeMap<i32, f64> = BTreeMap::new();
+            for id in split.store.ints(example, column).filter(|id| !is_special(*id)) {
+                *counts.entry(id).or_default() += 1.0;
+            }
+            let norm = counts.values().map(|n| n * n).sum::<f64>().sqrt();
+            counts.values_mut().for_each(|n| *n /= norm);
+            counts
+        };
+        let bags: Vec<[BTreeMap<i32, f64>; 2]> = self
+            .references
+            .iter()
+            .map(|example| [column::SOURCE, column::TARGET].map(|column| counts(*example, column)))
+            .collect();
+        let shared = |first: usize, second: usize| {
+            let second = &bags[second][1];
+            bags[first][0].iter().map(|(id, n)| n * second.get(id).unwrap_or(&0.0)).sum()
+        };
+        let cosine = |first: usize, second: usize| {
+            let [first, second] = [&self.embeddings[first][0], &self.embeddings[second][1]];
+            first.iter().zip(second).map(|(a, b)| a * b).sum()
+        };
+        let baseline = Some(Baseline { name: "the tokens that both share", metrics: of(&shared)? });
+        Ok(Score { metrics: of(&cosine)?, baseline })
     }
 
     fn score_texts(&self, split: &Split, trained: Option<&Split>) -> Result<Score, TrainError> {

@@ -46,7 +46,7 @@ impl Run<'_> {
         let started = Instant::now();
         let update = step - loss_scale.map_or(0, |s| s.skipped_steps);
         let lr = learning_rate(&self.config.train, update);
-        let num_tokens = self.config.train.batch * self.built.sequence_length;
+        let num_tokens = self.config.sequences_per_step() * self.built.sequence_length;
         let factor = loss_scale.map_or(1.0, |s| s.factor(num_tokens));
         let scalars = [("lr", lr), ("step", update as f64), ("loss_scale", factor)];
         let input = StepInput { seed: self.config.train.seed, step, scalars: &scalars };

@@ -166,7 +166,8 @@ fn a_trained_encoder_decoder_writes_its_targets() {
     let scores = |written: &Written| -> Vec<f64> {
         written.generated.continuations.iter().flatten().map(|c| c.score.unwrap()).collect()
     };
-    for mesh in [None, Some("dp=1"), Some("tp=2,pp=2"), Some("dp=3")] {
+    // Seven ranks have more than the six sequences of a training step.
+    for mesh in [None, Some("dp=1"), Some("tp=2,pp=2"), Some("dp=7")] {
         for cache in [true, false] {
             let on = |options: &GenerateOptions| {
                 write(&GenerateOptions { mesh: mesh.map(str::to_owned), cache, ..options.clone() })
@@ -182,5 +183,30 @@ fn a_trained_encoder_decoder_writes_its_targets() {
                 assert!((a - b).abs() < 1e-9, "{mesh:?}, {cache}: {a} {b}");
             }
         }
+    }
+}
+
+/// A trained model is so sure of its next token that eight bits of it are enough, in every layout, with caches and without.
+#[test]
+fn a_trained_encoder_decoder_writes_its_targets_in_bf16() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = tasks::CASES.iter().find(|case| case.name == "seq2seq").unwrap();
+    tasks::write_files(dir.path(), case);
+    let mut config = tasks::config(dir.path(), case.text, "dp=1").unwrap();
+    (config.train.steps, config.train.eval_every, config.train.checkpoint_every) = (150, 150, 0);
+    config.train.precision = Precision::F32;
+    let run_dir = tasks::run(&config, dir.path().join("run"), None).unwrap_or_else(|e| panic!("{e}")).run_dir;
+    let prompts = ["one", "two", "three", "four", "five"].map(str::to_owned).to_vec();
+    for (mesh, cache) in [("dp=1", true), ("dp=1", false), ("tp=2,pp=2", true), ("dp=3", true)] {
+        let options = GenerateOptions {
+            prompts: prompts.clone(),
+            tokens: 8,
+            precision: Some(Precision::Bf16),
+            mesh: Some(mesh.to_owned()),
+            cache,
+            ..GenerateOptions::default()
+        };
+        let written = generate(&run_dir, &options).unwrap_or_else(|e| panic!("{mesh}: {e}"));
+        assert_eq!(written.texts.concat(), ["eins", "zwei", "drei", "vier", "fünf"], "{mesh}, {cache}");
     }
 }

@@ -9,6 +9,8 @@ use train::config::Config;
 use train::evaluate::{EvaluateOptions, evaluate};
 use train::trainer::{RunOptions, Summary, train};
 
+use crate::gradients::fixture;
+
 pub struct Case {
     pub name: &'static str,
     pub text: &'static str,
@@ -23,6 +25,11 @@ const CLASSES: &str = "{\"text\": \"good and fine\", \"label\": \"yes\"}\n{\"tex
 const TAGS: &str =
     "John B-PER\nlives O\nin O\nNew B-LOC\nYork I-LOC\n\nMary B-PER\nlives O\n\nNew B-LOC\nYork I-LOC\n\n";
 const PAIRS: &str = "source\ttarget\none\teins\ntwo\tzwei\nthree\tdrei\nfour\tvier\nfive\tfünf\n";
+
+const TEXT_PAIRS: &str = "premise,claim,label\nit rains,the street is wet,yes\nit rains,the street is dry,no\n\
+                          the cat sleeps,a cat,yes\n,nothing,no\n\"a, b\",a,yes\n";
+const SCORED_PAIRS: &str =
+    "a\tb\tscore\ngood\tfine\t0.9\nbad\tgood\t-0.5\nthe cat\ta cat\t0.75\nrain\tthe cat\t0\n";
 
 pub const CASES: &[Case] = &[
     Case {
@@ -59,6 +66,21 @@ pub const CASES: &[Case] = &[
         name: "causal",
         text: "task = 'causal-lm'\n[model]\nfamily = 'gpt2'\nnum_layers = 2\nembed = 16\nnum_heads = 2\nmlp = 24\n[data]\ntrain = ['a.jsonl']\nvalidation = 0.4\ntokenizer_vocab = 270\nsequence_length = 12\n",
         files: &[("a.jsonl", CLASSES)],
+    },
+    Case {
+        name: "text pairs",
+        text: "task = 'classify'\nMODEL[data]\ntrain = ['a.csv']\nheldout = ['a.csv']\ntext_column = 'premise'\npair_column = 'claim'\ntoken_dropout = 0.2\ntokenizer_vocab = 270\nsequence_length = 16\n",
+        files: &[("a.csv", TEXT_PAIRS)],
+    },
+    Case {
+        name: "embeddings",
+        text: "task = 'embed'\nMODEL[data]\ntrain = ['a.tsv']\nheldout = ['a.tsv']\ntext_column = 'source'\npair_column = 'target'\ntoken_dropout = 0.2\ntokenizer_vocab = 270\nsequence_length = 12\n",
+        files: &[("a.tsv", PAIRS)],
+    },
+    Case {
+        name: "scored pairs",
+        text: "task = 'embed'\nMODEL[data]\ntrain = ['b.tsv']\nheldout = ['b.tsv']\ntext_column = 'a'\npair_column = 'b'\nlabel_column = 'score'\ntokenizer_vocab = 270\nsequence_length = 12\n",
+        files: &[("b.tsv", SCORED_PAIRS)],
     },
 ];
 
@@ -97,7 +119,12 @@ fn every_task_trains_alike_in_every_layout_resumes_and_is_evaluated() {
         let one = config(dir.path(), case.text, "dp=1").unwrap();
         let first = run(&one, dir.path().join("one"), None).unwrap_or_else(|e| panic!("{name}: {e}"));
         let validation = first.validation.clone().unwrap();
-        for mesh in ["dp=2,tp=2;num_microbatches=2", "pp=2;num_microbatches=3;zero=1"] {
+        let meshes = match one.task {
+            // Pairs are compared with all of their batch.
+            hub::Task::Embed => ["dp=2,tp=2", "dp=3,pp=2;zero=1"],
+            _ => ["dp=2,tp=2;num_microbatches=2", "pp=2;num_microbatches=3;zero=1"],
+        };
+        for mesh in meshes {
             let other = config(dir.path(), case.text, mesh).unwrap();
             let out = dir.path().join(mesh.replace([',', '=', ';'], "-"));
             let summary = run(&other, out, None).unwrap_or_else(|e| panic!("{name} on {mesh}: {e}"));
@@ -144,6 +171,45 @@ fn other_files_are_evaluated_even_where_the_training_files_are_gone() {
     fs::write(&other, "{\"text\": \"good\", \"label\": \"perhaps\"}\n").unwrap();
     let message = evaluate(&dir.path().join("run"), &options).unwrap_err().to_string();
     assert!(message.contains("other.jsonl:1: the label \"perhaps\" is none of the 2"), "{message}");
+}
+
+/// A directory that a run was exported to has the run's scores on the same files, and one without the task's head is
+/// refused.
+#[test]
+fn an_exported_directory_is_evaluated_as_its_run() {
+    for name in ["classify", "tag", "seq2seq", "causal", "text pairs", "embeddings"] {
+        let case = CASES.iter().find(|case| case.name == name).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        write_files(dir.path(), case);
+        run(&config(dir.path(), case.text, "dp=1").unwrap(), dir.path().join("run"), None).unwrap();
+        let exported = dir.path().join("exported");
+        train::export::export(&dir.path().join("run"), &exported, &Default::default()).unwrap();
+        let data = vec![dir.path().join(case.files[0].0)];
+        let of_run = EvaluateOptions { data: data.clone(), ..EvaluateOptions::default() };
+        let expected = evaluate(&dir.path().join("run"), &of_run).unwrap();
+        let keys = ["sequence_length", "target_length", "text_column", "pair_column"];
+        let said = case.text.lines().filter(|line| keys.iter().any(|key| line.starts_with(key)));
+        let settings = said.map(|line| format!("data.{line}")).chain(["train.precision='f64'".to_owned()]);
+        let options = EvaluateOptions {
+            settings: settings.chain(["train.batch=6".to_owned()]).collect(),
+            task: Some(config(dir.path(), case.text, "dp=1").unwrap().task.name().to_owned()),
+            mesh: Some("dp=2,tp=2".to_owned()),
+            ..of_run
+        };
+        let found = evaluate(&exported, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!((found.step, expected.step), (None, Some(4)));
+        assert!((found.loss - expected.loss).abs() < 1e-9, "{name}: {} {}", found.loss, expected.loss);
+        for (metric, value) in &expected.metrics {
+            assert!((found.metrics[metric] - value).abs() < 1e-8, "{name}: {metric}");
+        }
+        if name == "tag" {
+            let other = EvaluateOptions { task: Some("classify".to_owned()), ..options };
+            let message = evaluate(&exported, &other).unwrap_err().to_string();
+            assert!(message.contains("so it is no whole model for classify"), "{message}");
+        }
+    }
+    let message = evaluate(&fixture("bert-classify"), &EvaluateOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("name files with --data"), "{message}");
 }
 
 /// The same images by directories of classes and by paths in a record file give the same run.
@@ -202,6 +268,8 @@ fn data_that_do_not_fit_are_named() {
     assert!(message.contains("x.idx: ends within its header"), "{message}");
     let message = refused("f", 1, "a.jsonl", "");
     assert!(message.contains("label"), "{message}");
+    let message = refused("h", 9, "b.tsv", "a\tb\tscore\nx\ty\t5\n");
+    assert!(message.contains("b.tsv:2: the score \"5\" is no number from -1 to 1"), "{message}");
     let message = refused("g", 0, "a.txt", " \n");
     assert!(message.contains("no samples"), "{message}");
 }
