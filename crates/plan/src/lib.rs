@@ -25,6 +25,7 @@ mod program;
 mod redistribute;
 mod reuse;
 mod runs;
+mod strips;
 
 pub use buckets::IN_FLIGHT;
 pub use check::{check, check_world};
@@ -38,3 +39,4 @@ pub use program::{
     SlotRegion, When,
 };
 pub use runs::Run;
+pub use strips::STRIP_ALIGN;

@@ -76,6 +76,7 @@ pub(super) const TABLES: [(&str, &[&str]); 4] = [
             "chunks",
             "num_microbatches",
             "bucket_bytes",
+            "logits_rows",
             "recompute",
             "threads_per_rank",
             "instruction_set",

@@ -120,6 +120,8 @@ pub struct Parallel {
     pub num_microbatches: usize,
     /// Bytes of a bucket in which gradients are reduced while the backward goes on; 0: one by one after it.
     pub bucket_bytes: usize,
+    /// Tokens whose logits are held at a time; 0: chosen by the type of activations.
+    pub logits_rows: usize,
     /// Which activations are computed again.
     pub recompute: Recompute,
     /// Compute threads of each rank.
@@ -143,6 +145,7 @@ impl Default for Parallel {
             chunks: 1,
             num_microbatches: 1,
             bucket_bytes: plan::BUCKET_BYTES,
+            logits_rows: 0,
             recompute: Recompute::None,
             threads_per_rank: 1,
             instruction_set: InstructionSet::Auto,
@@ -170,6 +173,7 @@ impl Parallel {
             "chunks" => self.chunks = value.count(1)?,
             "num_microbatches" => self.num_microbatches = value.count(1)?,
             "bucket_bytes" => self.bucket_bytes = value.count(0)?,
+            "logits_rows" => self.logits_rows = value.count(0)?,
             "recompute" => self.recompute = value.name()?,
             "threads_per_rank" => self.threads_per_rank = value.count(1)?,
             "instruction_set" => self.instruction_set = value.name()?,
