@@ -26,6 +26,8 @@ mod redistribute;
 mod reuse;
 mod runs;
 mod strips;
+#[cfg(test)]
+mod strips_tests;
 
 pub use buckets::IN_FLIGHT;
 pub use check::{check, check_world};
