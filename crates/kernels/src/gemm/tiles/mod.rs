@@ -29,7 +29,7 @@ const WORTH_A_THREAD: usize = 1 << 24;
 const WORTH_A_THREAD_TO_PACK: usize = 1 << 16;
 
 /// Bytes of a c of bf16 above which it is written past the caches: twice the second one.
-const STREAMED: usize = 4 << 20;
+const STREAMED: usize = 16 << 20;
 
 /// Bytes of scratch for one part of a product; a multiple of 64.
 pub(super) fn scratch_bytes(extents: [usize; 3]) -> usize {
