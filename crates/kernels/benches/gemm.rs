@@ -31,32 +31,60 @@ fn products(tokens: usize, input: usize, output: usize) -> [Product; 3] {
     ]
 }
 
+/// Elements from a multiple of 64 bytes on, as an arena has them.
+struct Aligned<T> {
+    elements: Vec<T>,
+    start: usize,
+}
+
+impl<T: Clone + Default> Aligned<T> {
+    fn new(len: usize, value: impl Fn(usize) -> T) -> Self {
+        let room = 64 / size_of::<T>();
+        let mut elements: Vec<T> = Vec::with_capacity(len + room);
+        let start = elements.as_ptr().align_offset(64);
+        elements.resize(start, T::default());
+        elements.extend((0..len).map(value));
+        Aligned { elements, start }
+    }
+}
+
+impl<T> std::ops::Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.elements[self.start..]
+    }
+}
+
+impl<T> std::ops::DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.elements[self.start..]
+    }
+}
+
 /// Operands of one product in one type, results in another.
 struct Operands<S, C> {
-    a: Vec<S>,
-    b: Vec<S>,
-    c: Vec<C>,
-    /// With room to align its start.
-    scratch: Vec<u8>,
+    a: Aligned<S>,
+    b: Aligned<S>,
+    c: Aligned<C>,
+    scratch: Aligned<u8>,
 }
 
 impl<S: Storage<Wide = f32>, C: Storage<Wide = f32>> Operands<S, C> {
     fn new([m, n, k]: [usize; 3], threads: usize) -> Self {
-        let values = |len: usize| (0..len).map(|i| S::narrow((i % 17) as f32 / 16.0 - 0.5)).collect();
-        let scratch = gemm_scratch_bytes::<S>(threads, m, n, k) + 63;
+        let values = |len: usize| Aligned::new(len, |i| S::narrow((i % 17) as f32 / 16.0 - 0.5));
         Operands {
             a: values(m * k),
             b: values(k * n),
-            c: vec![C::default(); m * n],
-            scratch: vec![0; scratch],
+            c: Aligned::new(m * n, |_| C::default()),
+            scratch: Aligned::new(gemm_scratch_bytes::<S>(threads, m, n, k), |_| 0),
         }
     }
 
     fn run(&mut self, cpu: &Cpu, product: Product) {
         let ([m, n, k], [trans_a, trans_b]) = (product.extents, product.transposed);
-        let start = self.scratch.as_ptr().align_offset(64);
-        let scratch = &mut self.scratch[start..];
-        gemm(cpu, m, n, k, &self.a, trans_a, &self.b, trans_b, &mut self.c, Base::Zero, scratch);
+        let Operands { a, b, c, scratch } = self;
+        gemm(cpu, m, n, k, a, trans_a, b, trans_b, c, Base::Zero, scratch);
     }
 }
 

@@ -243,6 +243,7 @@ impl Checker<'_> {
                 false
             }
             Instruction::Compute { op, .. } => matches!(op, Op::Pack { .. }),
+            Instruction::Strips { .. } => return Ok(()), // each of its computations is asked
             _ => false,
         };
         match reads.iter().find(|id| packed(id)) {
@@ -260,6 +261,7 @@ impl Checker<'_> {
                 self.compute(op, inputs, outputs, *accumulate).map_err(|e| format!("{name}: {e}"))?;
                 outputs.iter().for_each(|b| self.write(*b));
             }
+            I::Strips { body, held, .. } => self.strips(instruction, body, *held)?,
             I::Load { output, .. } | I::Scalar { output, .. } | I::Recv { output, .. } => {
                 if self.layout(*output).partial() != AxisSet::EMPTY {
                     return Err("a loaded value owes nothing".to_owned());
@@ -324,6 +326,57 @@ impl Checker<'_> {
             }
             I::Start { .. } | I::Wait { .. } => unreachable!("handled by the block"),
         }
+        Ok(())
+    }
+
+    /// The rows of one strip know nothing of others: every operation maps them, or adds over them into a result that
+    /// nobody reads before the last strip. What is held is there nowhere else.
+    fn strips(&mut self, whole: &Instruction, body: &[Instruction], held: BufferId) -> Problem {
+        let dims = |id: BufferId| self.program.buffer(id).dims.as_slice();
+        let rows = &dims(held)[..dims(held).len().saturating_sub(1)];
+        let has_rows = |id: BufferId| dims(id).starts_with(rows);
+        for (index, instruction) in body.iter().enumerate() {
+            let Instruction::Compute { op, name, .. } = instruction else {
+                return Err("strips are of computations alone".to_owned());
+            };
+            let (reads, writes) = instruction.uses();
+            let mut all = reads.iter().chain(&writes);
+            if let Some(id) = all.find(|id| !has_rows(**id) && dims(**id).iter().any(|d| rows.contains(d))) {
+                return Err(format!(
+                    "{name}: the rows of `{}` are not one block",
+                    self.program.buffer(*id).name
+                ));
+            }
+            let of = |ids: &[BufferId]| ids.iter().map(|id| dims(*id)).collect::<Vec<_>>();
+            let signature = Signature::of(op, &of(&reads), &of(&writes));
+            let maps = rows.iter().all(|d| matches!(signature.kind(*d), None | Some(IndexKind::Map)));
+            let sums = *op == Op::Contract
+                && writes
+                    .iter()
+                    .all(|id| !has_rows(*id) && self.program.buffer(*id).dtype == self.program.float);
+            if !maps && !sums {
+                return Err(format!("{name}: {} does not go strip by strip", op.name()));
+            }
+            let later = body[index + 1..].iter().flat_map(|i| i.uses().0);
+            if sums && later.into_iter().any(|id| writes.iter().any(|w| self.storage(*w) == self.storage(id)))
+            {
+                return Err(format!("{name}: a sum over strips is read before the last one"));
+            }
+            if writes.iter().any(|id| !has_rows(*id)) && !sums {
+                return Err(format!("{name}: each strip overwrites the result of the one before"));
+            }
+        }
+        let outside = self.program.blocks.iter().flat_map(|b| &b.instructions).filter(|i| *i != whole);
+        let root = self.storage(held);
+        let touches = |i: &Instruction| {
+            let (reads, writes) = i.uses();
+            reads.iter().chain(&writes).any(|id| self.storage(*id) == root)
+        };
+        if outside.into_iter().any(touches) {
+            return Err(format!("`{}` is there for some rows only", self.program.buffer(held).name));
+        }
+        body.iter().try_for_each(|instruction| self.instruction(instruction))?;
+        self.content.remove(&root);
         Ok(())
     }
 

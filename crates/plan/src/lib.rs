@@ -25,6 +25,9 @@ mod program;
 mod redistribute;
 mod reuse;
 mod runs;
+mod strips;
+#[cfg(test)]
+mod strips_tests;
 
 pub use buckets::IN_FLIGHT;
 pub use check::{check, check_world};
@@ -38,3 +41,4 @@ pub use program::{
     SlotRegion, Unread, Validation, When,
 };
 pub use runs::Run;
+pub use strips::STRIP_ALIGN;

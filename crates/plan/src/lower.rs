@@ -522,8 +522,10 @@ impl<'a> Lowering<'a> {
         };
         crate::fuse::fuse(&mut program);
         crate::reuse::reuse(&mut program);
+        let local_shape = |b: &Buffer| self.plan.local_shape(&b.dims, &b.layout);
+        crate::strips::strip(&mut program, self.plan.logits_rows(), local_shape);
         if self.plan.narrow == DType::BF16 && self.plan.mesh.size(Axis::Mb) > 1 {
-            crate::pack::pack(&mut program, |b| self.plan.local_shape(&b.dims, &b.layout));
+            crate::pack::pack(&mut program, local_shape);
         }
         crate::overlap::overlap(&mut program, self.plan.bucket_bytes);
         crate::buckets::bucket(&mut program, self.plan.bucket_bytes);

@@ -29,7 +29,7 @@ fn decoder(family: Family, tied: bool) -> Decoder {
     }
 }
 
-fn graph(family: Family, tied: bool, recompute: Recompute) -> Graph {
+pub(crate) fn graph(family: Family, tied: bool, recompute: Recompute) -> Graph {
     graph_in(family, tied, recompute, Precision::Uniform)
 }
 
@@ -49,7 +49,7 @@ fn graph_in(family: Family, tied: bool, recompute: Recompute, precision: Precisi
     train_step(&decoder(family, tied), &optimizer, step, &given, recompute, precision).unwrap()
 }
 
-fn layouts() -> Vec<Parallel> {
+pub(crate) fn layouts() -> Vec<Parallel> {
     let one = Parallel::default();
     let mut all = vec![one.clone()];
     for zero in 0..=3 {
@@ -91,7 +91,7 @@ fn layouts() -> Vec<Parallel> {
     all
 }
 
-fn programs(graph: &Graph, parallel: &Parallel, chooser: &Chooser) -> (Plan, Vec<Program>) {
+pub(crate) fn programs(graph: &Graph, parallel: &Parallel, chooser: &Chooser) -> (Plan, Vec<Program>) {
     let plan = Plan::new(graph, parallel, DType::F64).unwrap();
     let programs: Vec<Program> =
         (0..parallel.pp).map(|c| lower(graph, &plan, c, chooser, true).unwrap()).collect();

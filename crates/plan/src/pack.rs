@@ -1,4 +1,4 @@
-//! Packing, a rewrite of a lowered Program: with several microbatches, a narrow matrix that products read as it is
+//! Packing, a rewrite of a lowered Program: with several microbatches or strips, a narrow matrix that products read as it is
 //! stored is brought once per step into the order that their kernel wants, instead of once per product.
 
 use graph::{Dim, Op};
@@ -13,25 +13,31 @@ pub(crate) fn pack(program: &mut Program, local_shape: impl Fn(&Buffer) -> Vec<u
     let mut packed: Vec<(BufferId, Vec<Dim>, BufferId)> = Vec::new();
     for block in 0..program.blocks.len() {
         for index in 0..program.blocks[block].instructions.len() {
-            let Instruction::Compute { op: Op::Contract | Op::Linear, inputs, outputs, .. } =
-                &program.blocks[block].instructions[index]
-            else {
-                continue;
-            };
-            let (factor, result) = (program.buffer(inputs[1]), program.buffer(outputs[0]));
-            if factor.class != Class::Derived {
-                continue;
-            }
-            let summed: Vec<Dim> = factor.dims.iter().copied().filter(|d| !result.dims.contains(d)).collect();
-            let root = factor.storage;
-            let known = packed.iter().find(|(of, over, _)| *of == root && *over == summed).map(|p| p.2);
-            let id = known.unwrap_or_else(|| {
-                let id = new_packed(program, root, &summed, &local_shape);
-                packed.push((root, summed, id));
-                id
-            });
-            if let Instruction::Compute { inputs, .. } = &mut program.blocks[block].instructions[index] {
-                inputs[1] = id;
+            for part in 0..program.blocks[block].instructions[index].computations().len() {
+                let Instruction::Compute { op: Op::Contract | Op::Linear, inputs, outputs, .. } =
+                    &program.blocks[block].instructions[index].computations()[part]
+                else {
+                    continue;
+                };
+                let (factor, result) = (program.buffer(inputs[1]), program.buffer(outputs[0]));
+                if factor.class != Class::Derived {
+                    continue;
+                }
+                let summed: Vec<Dim> =
+                    factor.dims.iter().copied().filter(|d| !result.dims.contains(d)).collect();
+                let root = factor.storage;
+                let known = packed.iter().find(|(of, over, _)| *of == root && *over == summed).map(|p| p.2);
+                let id = known.unwrap_or_else(|| {
+                    let id = new_packed(program, root, &summed, &local_shape);
+                    packed.push((root, summed, id));
+                    id
+                });
+                let block = &mut program.blocks[block];
+                if let Instruction::Compute { inputs, .. } =
+                    &mut block.instructions[index].computations_mut()[part]
+                {
+                    inputs[1] = id;
+                }
             }
         }
     }

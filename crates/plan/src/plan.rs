@@ -41,6 +41,9 @@ pub struct Parallel {
     pub num_microbatches: usize,
     /// Gradients are reduced in buckets of at most so many bytes while the backward goes on; 0: one by one after it.
     pub bucket_bytes: usize,
+    /// Rows (tokens) whose logits are held at a time, rounded up to [`STRIP_ALIGN`](crate::STRIP_ALIGN); 0: as the
+    /// type of activations suits ([`Plan::logits_rows`]).
+    pub logits_rows: usize,
 }
 
 impl Default for Parallel {
@@ -59,6 +62,7 @@ impl Default for Parallel {
             chunks: 1,
             num_microbatches: 1,
             bucket_bytes: BUCKET_BYTES,
+            logits_rows: 0,
         }
     }
 }
@@ -96,6 +100,8 @@ pub struct Plan {
     pub zero: u8,
     /// Bytes of a gradient bucket; 0 for none.
     pub bucket_bytes: usize,
+    /// As [`Parallel::logits_rows`].
+    logits_rows: usize,
     homes: [Vec<Dim>; Axis::COUNT],
     digits: Vec<DimDigits>,
     stage_of_layer: Vec<usize>,
@@ -147,6 +153,7 @@ impl Plan {
             narrow: float,
             zero: parallel.zero,
             bucket_bytes: parallel.bucket_bytes,
+            logits_rows: parallel.logits_rows,
             homes,
             digits,
             stage_of_layer,
@@ -181,6 +188,16 @@ impl Plan {
     /// The first pipeline rank that holds a state (a moment lies with its parameter), if the graph has it.
     pub fn first_holder_of(&self, state: &str) -> Option<usize> {
         self.holders_by_name.get(state).copied()
+    }
+
+    /// Rows (tokens) whose logits are held at a time. Every strip packs the weight anew, which costs a product of fast
+    /// narrow numbers as much as many of its rows.
+    pub fn logits_rows(&self) -> usize {
+        match (self.logits_rows, self.narrow) {
+            (0, DType::BF16) => 2048,
+            (0, _) => 512,
+            (rows, _) => rows.next_multiple_of(crate::STRIP_ALIGN),
+        }
     }
 
     /// Whether an axis divides anything at all.

@@ -52,7 +52,8 @@ pub struct Buffer {
     pub dtype: DType,
     /// Local elements, padding of the last ranks included.
     pub len: usize,
-    /// Local elements with room for gathers of uneven flat shards; at least `len`.
+    /// Local elements with room for gathers of uneven flat shards; at least `len`. Of what is held in strips, both count
+    /// one strip.
     pub capacity: usize,
     /// Whether the elements are in the order that products want of a right factor, with room to round extents up.
     pub packed: bool,
@@ -155,6 +156,16 @@ pub enum Instruction {
         accumulate: bool,
         /// Path of the node.
         name: String,
+    },
+    /// Computations for some rows after others, so that what lies between them is never there as a whole: logits.
+    /// Results without rows (a weight's gradient) grow from strip to strip.
+    Strips {
+        /// In order; computations alone.
+        body: Vec<Instruction>,
+        /// What is held of one strip at a time. All its dims but the last make the rows.
+        held: BufferId,
+        /// Rows of a strip, but for the last one.
+        rows: usize,
     },
     /// Reads this rank's part of a tensor of the batch.
     Load {
@@ -311,6 +322,24 @@ impl Instruction {
         }
     }
 
+    /// The computations that it consists of: itself, its body, or none.
+    pub fn computations(&self) -> &[Instruction] {
+        match self {
+            Instruction::Strips { body, .. } => body,
+            Instruction::Compute { .. } => std::slice::from_ref(self),
+            _ => &[],
+        }
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn computations_mut(&mut self) -> &mut [Instruction] {
+        match self {
+            Instruction::Strips { body, .. } => body,
+            Instruction::Compute { .. } => std::slice::from_mut(self),
+            _ => &mut [],
+        }
+    }
+
     /// Buffers that are read, then buffers that are written (an updated buffer is in both).
     pub fn uses(&self) -> (Vec<BufferId>, Vec<BufferId>) {
         use Instruction as I;
@@ -322,6 +351,15 @@ impl Instruction {
                 }
                 reads.extend(op.in_place().iter().map(|(result, _)| outputs[*result]));
                 (reads, outputs.clone())
+            }
+            I::Strips { body, .. } => {
+                let (mut reads, mut writes) = (Vec::new(), Vec::new());
+                for (read, written) in body.iter().map(Instruction::uses) {
+                    // What the body makes itself is not read from outside.
+                    reads.extend(read.into_iter().filter(|id| !writes.contains(id)));
+                    writes.extend(written);
+                }
+                (reads, writes)
             }
             I::Load { output, .. }
             | I::Scalar { output, .. }

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use graph::{Dim, Op};
-use half::{bf16, f16};
 use kernels::{AttentionDropout, AttentionShape, Key};
 use memory::DType;
 use mesh::Coord;
 use plan::{Buffer, BufferId, Instruction, Plan, Program};
 
 use crate::kernel::{Attention, AttentionKeys, CachedAttention, Gemm, Kernel, RelativeAttention};
-use crate::tables;
+use crate::{strips, tables};
 
 /// What binding needs to know of the rank.
 pub(crate) struct Binder<'a> {
@@ -38,21 +37,18 @@ pub fn scratch_bytes(plan: &Plan, program: &Program, threads: usize) -> usize {
                     [operands[0], operands[1]].map(|b| plan.local_shape(&b.dims, &b.layout));
                 queries[..4].iter().product::<usize>() * (keys[1] + queries[4]) * plan.float.size_bytes()
             }
-            Op::Contract | Op::Linear => {
-                let Gemm { m, n, k, .. } =
-                    binder.contract(operands[0], operands[1], buffers(outputs)[0], false);
-                match operands[0].dtype {
-                    DType::F64 => kernels::gemm_scratch_bytes::<f64>(threads, m, n, k),
-                    DType::BF16 => kernels::gemm_scratch_bytes::<bf16>(threads, m, n, k),
-                    DType::F16 => kernels::gemm_scratch_bytes::<f16>(threads, m, n, k),
-                    _ => kernels::gemm_scratch_bytes::<f32>(threads, m, n, k),
-                }
-            }
+            Op::Contract | Op::Linear => binder
+                .contract(operands[0], operands[1], buffers(outputs)[0], false)
+                .scratch_bytes(operands[0].dtype, threads),
             _ => 0,
         }
     };
     let computes = program.blocks.iter().flat_map(|b| &b.instructions).map(|i| match i {
         Instruction::Compute { op, inputs, outputs, .. } => bytes(op, inputs, outputs),
+        Instruction::Strips { body, held, rows } => {
+            let strips = strips::bind(&binder, program, body, *held, *rows);
+            strips::scratch_bytes(&strips, plan.narrow, threads)
+        }
         _ => 0,
     });
     computes.max().unwrap_or(0).next_multiple_of(64)

@@ -1,12 +1,13 @@
 //! One kernel call: checks regions out of the arena and hands slices over.
 
 use arrayvec::ArrayVec;
-use memory::{DType, Region};
+use memory::{DType, Region, Span};
 use plan::BufferId;
 
 use crate::error::RuntimeError;
 use crate::executor::{Bound, Executor, StepContext};
 use crate::kernel::{Kernel, Operands, Stored, Target};
+use crate::strips::Strip;
 
 /// Most operands of one operation (a sum of gradients of uses, attention's backward).
 const MAX_OPERANDS: usize = 12;
@@ -21,15 +22,22 @@ pub(crate) struct Call<'a> {
     pub context: StepContext<'a>,
     pub inputs: &'a [BufferId],
     pub outputs: &'a [BufferId],
+    /// Which rows, if not all.
+    pub strip: Option<&'a Strip>,
 }
 
 impl Call<'_> {
+    fn span(&self, id: BufferId) -> Span {
+        let span = self.executor.exact_span(self.bound, id, self.microbatch);
+        self.strip.map_or(span, |strip| strip.part(id, span))
+    }
+
     /// Runs `kernel` on activations stored as `S`.
     pub fn run<S: Stored>(&self, kernel: &Kernel) -> Result<(), RuntimeError> {
         let mut floats: ArrayVec<(Region<'_>, DType), MAX_OPERANDS> = ArrayVec::new();
         let mut ints: Option<Region<'_>> = None;
         for id in self.inputs {
-            let region = self.executor.read(self.bound, *id, self.microbatch)?;
+            let region = self.executor.arena.read(self.span(*id))?;
             match self.bound.program.buffer(*id).dtype {
                 DType::I32 => ints = Some(region),
                 dtype => floats.push((region, dtype)),
@@ -37,7 +45,7 @@ impl Call<'_> {
         }
         let mut results: ArrayVec<Target<'_>, MAX_RESULTS> = ArrayVec::new();
         for id in self.outputs {
-            let region = self.executor.write(self.bound, *id, self.microbatch)?;
+            let region = self.executor.arena.write(self.span(*id))?;
             results.push(Target { region, dtype: self.bound.program.buffer(*id).dtype });
         }
         let operands = Operands {

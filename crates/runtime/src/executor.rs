@@ -17,6 +17,7 @@ use crate::groups;
 use crate::kernel::Kernel;
 use crate::profile::{Clock, Recorder, Sample};
 use crate::step::Step;
+use crate::strips::{self, Strip};
 use crate::validation::{NoBatch, Ran};
 
 /// Puts something between a rank and a group, for tests and measurements.
@@ -87,6 +88,8 @@ pub(crate) struct Bound {
 /// What was worked out for an instruction before step 0.
 pub(crate) enum Prepared {
     Kernel(Kernel),
+    /// In order.
+    Strips(Vec<Strip>),
     /// A tile per microbatch.
     Load(Vec<Tile>),
     /// The type of what is moved.
@@ -380,6 +383,9 @@ fn bind(plan: Arc<Plan>, program: Arc<Program>, coord: Coord) -> Bound {
             Instruction::Compute { op, inputs, outputs, accumulate, .. } => {
                 let buffers = |ids: &[BufferId]| ids.iter().map(|b| program.buffer(*b)).collect::<Vec<_>>();
                 Prepared::Kernel(binder.kernel(op, &buffers(inputs), &buffers(outputs), *accumulate))
+            }
+            Instruction::Strips { body, held, rows } => {
+                Prepared::Strips(strips::bind(&binder, &program, body, *held, *rows))
             }
             Instruction::Load { output, .. } => {
                 let buffer = program.buffer(*output);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use half::{bf16, f16};
 use kernels::{
     AdamStep, Base, CachedShape, Cpu, Float, NamedKey, NormKind, PointwiseKind, RelativeBias,
     RelativeBuckets, SgdStep, Storage,
@@ -11,7 +12,7 @@ use memory::{DType, Element, Region, RegionMut};
 use crate::executor::StepContext;
 
 /// Attention with the extents and tables of one rank.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Attention {
     pub batch: usize,
     pub q_len: usize,
@@ -30,7 +31,7 @@ pub(crate) struct Attention {
 }
 
 /// Attention with biases by relative position.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct RelativeAttention {
     pub attention: Attention,
     /// Rows of the table of biases.
@@ -40,14 +41,14 @@ pub(crate) struct RelativeAttention {
 }
 
 /// Attention over caches with the extents of one rank.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct CachedAttention {
     pub shape: CachedShape,
     pub buckets: Option<RelativeBuckets>,
 }
 
 /// What keys the random numbers of attention dropout.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct AttentionKeys {
     pub p: f64,
     pub key: NamedKey,
@@ -60,7 +61,7 @@ pub(crate) struct AttentionKeys {
 }
 
 /// An operation, bound.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Kernel {
     Cast,
     /// The right factor `[k, n]` of products, or its transpose.
@@ -460,6 +461,17 @@ pub(crate) struct Gemm {
 }
 
 impl Gemm {
+    /// Bytes of scratch memory for factors of type `dtype`.
+    pub fn scratch_bytes(&self, dtype: DType, threads: usize) -> usize {
+        let Gemm { m, n, k, .. } = *self;
+        match dtype {
+            DType::F64 => kernels::gemm_scratch_bytes::<f64>(threads, m, n, k),
+            DType::BF16 => kernels::gemm_scratch_bytes::<bf16>(threads, m, n, k),
+            DType::F16 => kernels::gemm_scratch_bytes::<f16>(threads, m, n, k),
+            _ => kernels::gemm_scratch_bytes::<f32>(threads, m, n, k),
+        }
+    }
+
     fn run<S: Storage, C: Storage<Wide = S::Wide>>(
         &self,
         cpu: &Cpu,

@@ -18,6 +18,7 @@ mod moves;
 mod profile;
 mod states;
 mod step;
+mod strips;
 mod tables;
 mod validation;
 

@@ -74,11 +74,16 @@ pub fn work(plan: &Plan, program: &Program, block: usize, index: usize) -> Work 
     };
     let sent = |class, id: &BufferId, bytes| Work { queue: Queue::Communication, bytes, ..moved(class, id) };
     match instruction {
-        Instruction::Compute { op, inputs, outputs, name, .. } => Work {
+        Instruction::Compute { op, outputs, name, .. } => Work {
             name: name.clone(),
             class: op.name(),
-            flops: flops(plan, program, op, inputs, outputs),
+            flops: flops_of(plan, program, instruction),
             ..moved("", &outputs[0])
+        },
+        Instruction::Strips { body, held, .. } => Work {
+            class: "cross_entropy",
+            flops: body.iter().map(|part| flops_of(plan, program, part)).sum(),
+            ..moved("", held)
         },
         Instruction::Start { collective, inputs, outputs, group, .. } => {
             let ranks = group_size(plan, program, *group) as f64;
@@ -127,23 +132,28 @@ fn group_size(plan: &Plan, program: &Program, group: usize) -> usize {
 }
 
 /// Operations of a product on local extents. Causal attention counts the pairs that see each other.
-fn flops(plan: &Plan, program: &Program, op: &Op, inputs: &[BufferId], outputs: &[BufferId]) -> f64 {
+fn flops_of(plan: &Plan, program: &Program, computation: &Instruction) -> f64 {
+    let Instruction::Compute { op, inputs, outputs, .. } = computation else { return 0.0 };
     let buffer = |id: &BufferId| program.buffer(*id);
-    let elements = |id: &BufferId| buffer(id).len as f64;
+    let shape = |id: &BufferId| plan.local_shape(&buffer(id).dims, &buffer(id).layout);
+    let elements = |id: &BufferId| shape(id).iter().product::<usize>() as f64;
     match op {
         Op::Contract | Op::Linear => {
             // Every pair of a row of a and a column of b is summed over the dims that c lacks.
             let (a, c) = (buffer(&inputs[0]), buffer(&outputs[0]));
-            let shape = plan.local_shape(&a.dims, &a.layout);
-            let summed: usize =
-                a.dims.iter().zip(shape).filter(|(d, _)| !c.dims.contains(d)).map(|(_, n)| n).product();
+            let summed: usize = a
+                .dims
+                .iter()
+                .zip(shape(&inputs[0]))
+                .filter(|(d, _)| !c.dims.contains(d))
+                .map(|(_, n)| n)
+                .product();
             2.0 * elements(&outputs[0]) * summed as f64
         }
         Op::Attention { causal, .. } | Op::AttentionBackward { causal, .. } => {
             // Two products in the forward, five in the backward.
             let products = if matches!(op, Op::Attention { .. }) { 2.0 } else { 5.0 };
-            let keys = buffer(&inputs[1]);
-            let num_keys = plan.local_shape(&keys.dims, &keys.layout)[1] as f64;
+            let num_keys = shape(&inputs[1])[1] as f64;
             let seen = if *causal { 0.5 } else { 1.0 };
             2.0 * products * seen * elements(&inputs[0]) * num_keys
         }

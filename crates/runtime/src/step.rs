@@ -11,7 +11,9 @@ use crate::batch::{Batch, Destination};
 use crate::call::Call;
 use crate::error::RuntimeError;
 use crate::executor::{Bound, Executor, Prepared, StepContext, StepInput};
+use crate::kernel::Kernel;
 use crate::profile::Sample;
+use crate::strips::Strip;
 use crate::validation::{Ran, Verdict};
 
 /// Collectives under way: the Program's limit, and one that is waited for at once.
@@ -132,16 +134,16 @@ impl<'e, 'b> Step<'e, 'b> {
         let (executor, bound, microbatch) = (self.executor, self.bound, run.microbatch);
         let prepared = &bound.blocks[run.block][index];
         match instruction {
-            Instruction::Compute { inputs, outputs, .. } => {
+            Instruction::Compute { .. } => {
                 let Prepared::Kernel(kernel) = prepared else { unreachable!("bound as a kernel") };
-                let context =
-                    StepContext { seed: self.input.seed, step: self.input.step, cpu: &executor.cpu };
-                let call = Call { executor, bound, microbatch, context, inputs, outputs };
-                match bound.plan.narrow {
-                    DType::F64 => call.run::<f64>(kernel)?,
-                    DType::BF16 => call.run::<bf16>(kernel)?,
-                    DType::F16 => call.run::<f16>(kernel)?,
-                    _ => call.run::<f32>(kernel)?,
+                self.compute(instruction, kernel, microbatch, None)?;
+            }
+            Instruction::Strips { body, .. } => {
+                let Prepared::Strips(strips) = prepared else { unreachable!("bound as strips") };
+                for strip in strips {
+                    for (computation, kernel) in body.iter().zip(&strip.kernels) {
+                        self.compute(computation, kernel, microbatch, Some(strip))?;
+                    }
                 }
             }
             Instruction::Load { input, output } => {
@@ -194,6 +196,28 @@ impl<'e, 'b> Step<'e, 'b> {
             }
         }
         Ok(None)
+    }
+
+    /// One kernel, on all rows or some.
+    fn compute(
+        &self,
+        computation: &Instruction,
+        kernel: &Kernel,
+        microbatch: usize,
+        strip: Option<&Strip>,
+    ) -> Result<(), RuntimeError> {
+        let Instruction::Compute { inputs, outputs, .. } = computation else {
+            unreachable!("checked: strips are of computations")
+        };
+        let (executor, bound) = (self.executor, self.bound);
+        let context = StepContext { seed: self.input.seed, step: self.input.step, cpu: &executor.cpu };
+        let call = Call { executor, bound, microbatch, context, inputs, outputs, strip };
+        match bound.plan.narrow {
+            DType::F64 => call.run::<f64>(kernel),
+            DType::BF16 => call.run::<bf16>(kernel),
+            DType::F16 => call.run::<f16>(kernel),
+            _ => call.run::<f32>(kernel),
+        }
     }
 
     fn fill(&self, id: BufferId, microbatch: usize, value: f64) -> Result<(), RuntimeError> {

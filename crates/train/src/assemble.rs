@@ -182,6 +182,7 @@ fn parallel(config: &Config) -> Result<Parallel, TrainError> {
         chunks: p.chunks,
         num_microbatches: p.num_microbatches,
         bucket_bytes: p.bucket_bytes,
+        logits_rows: p.logits_rows,
     })
 }
 

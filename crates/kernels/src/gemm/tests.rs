@@ -253,3 +253,23 @@ fn needs_no_scratch_for_nothing() {
     assert_eq!(gemm_scratch_bytes::<f32>(4, 0, 7, 7), 0);
     assert_eq!(gemm_scratch_bytes::<bf16>(4, 7, 7, 0), 0);
 }
+
+/// What is too large for the caches is written past them where its rows are whole lines, and has the same bits.
+#[test]
+fn where_a_large_result_lies_does_not_change_it() {
+    let [m, n, k] = [1030, 2080, 40];
+    let (a, b): (Vec<bf16>, Vec<bf16>) = (narrow(random(1, m * k)), narrow(random(2, k * n)));
+    for cpu in cpus() {
+        let mut scratch = Scratch::new(gemm_scratch_bytes::<bf16>(cpu.threads(), m, n, k));
+        let mut run = |offset: usize| {
+            let mut memory = vec![bf16::NAN; m * n + 64];
+            let start = memory.as_ptr().align_offset(64) + offset;
+            let c = &mut memory[start..start + m * n];
+            gemm(&cpu, m, n, k, &a, false, &b, false, c, Base::Zero, scratch.bytes());
+            c.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+        };
+        let (lines, elsewhere) = (run(0), run(1));
+        assert!(lines == elsewhere, "{} with {} threads", cpu.instruction_set(), cpu.threads());
+        assert!(lines.iter().all(|bits| !bf16::from_bits(*bits).is_nan()));
+    }
+}

@@ -44,6 +44,10 @@ const LAYOUTS: &[&str] = &[
     "dp=4;zero=1;bucket_bytes=0",
     "dp=4;zero=2;bucket_bytes=2000;num_microbatches=3",
     "dp=2,pp=2;zero=3;bucket_bytes=2000;num_microbatches=3",
+    "dp=1;logits_rows=32",
+    "dp=2;zero=3;num_microbatches=2;logits_rows=32",
+    "pp=2,cp=2;num_microbatches=2;logits_rows=32;recompute=full",
+    "dp=2,pp=2;zero=2;num_microbatches=2;logits_rows=32;schedule=gpipe",
 ];
 
 fn record(config: &Config, steps: usize) -> Recording {

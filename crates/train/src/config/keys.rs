@@ -80,6 +80,7 @@ pub(super) const TABLES: [(&str, &[&str]); 4] = [
             "num_microbatches",
             "bucket_bytes",
             "post_validation",
+            "logits_rows",
             "recompute",
             "threads_per_rank",
             "instruction_set",

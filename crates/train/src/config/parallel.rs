@@ -122,6 +122,8 @@ pub struct Parallel {
     pub bucket_bytes: usize,
     /// Whether stages update before the gradient's norm over all stages is known, and take it back if need be.
     pub post_validation: bool,
+    /// Tokens whose logits are held at a time; 0: chosen by the type of activations.
+    pub logits_rows: usize,
     /// Which activations are computed again.
     pub recompute: Recompute,
     /// Compute threads of each rank.
@@ -146,6 +148,7 @@ impl Default for Parallel {
             num_microbatches: 1,
             bucket_bytes: plan::BUCKET_BYTES,
             post_validation: false,
+            logits_rows: 0,
             recompute: Recompute::None,
             threads_per_rank: 1,
             instruction_set: InstructionSet::Auto,
@@ -174,6 +177,7 @@ impl Parallel {
             "num_microbatches" => self.num_microbatches = value.count(1)?,
             "bucket_bytes" => self.bucket_bytes = value.count(0)?,
             "post_validation" => self.post_validation = value.switch()?,
+            "logits_rows" => self.logits_rows = value.count(0)?,
             "recompute" => self.recompute = value.name()?,
             "threads_per_rank" => self.threads_per_rank = value.count(1)?,
             "instruction_set" => self.instruction_set = value.name()?,

@@ -85,6 +85,7 @@ impl Config {
         text.key("num_microbatches", parallel.num_microbatches);
         text.key("bucket_bytes", parallel.bucket_bytes);
         text.key("post_validation", parallel.post_validation);
+        text.key("logits_rows", parallel.logits_rows);
         text.key("recompute", string(parallel.recompute.name()));
         text.key("threads_per_rank", parallel.threads_per_rank);
         text.key("instruction_set", string(parallel.instruction_set.name()));

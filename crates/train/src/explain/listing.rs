@@ -48,8 +48,14 @@ impl Writer<'_> {
         let runs = communication::runs(self.program, block);
         let stage = block.stage.map_or(String::new(), |stage| format!(" of stage {stage}"));
         let heading = format!("{}{stage}, {runs} x a step:", block.phase.name());
-        let lines =
-            block.instructions.iter().map(|instruction| format!("  {}", self.instruction(instruction)));
+        let lines = block.instructions.iter().flat_map(|instruction| {
+            let body = match instruction {
+                Instruction::Strips { body, .. } => &body[..],
+                _ => &[],
+            };
+            let body = body.iter().map(|part| format!("    {}", self.instruction(part)));
+            std::iter::once(format!("  {}", self.instruction(instruction))).chain(body)
+        });
         std::iter::once(heading).chain(lines).collect()
     }
 
@@ -59,6 +65,9 @@ impl Writer<'_> {
             I::Compute { op, inputs, outputs, accumulate, name } => {
                 let arrow = if *accumulate { "+=>" } else { "=>" };
                 format!("{} {name}: {} {arrow} {}", op.name(), self.list(inputs), self.list(outputs))
+            }
+            I::Strips { held, rows, .. } => {
+                format!("{rows} rows at a time, of which {} is held:", self.one(*held))
             }
             I::Load { input, output } => format!("load {input} => {}", self.one(*output)),
             I::Scalar { name, output } => format!("scalar {name} => {}", self.one(*output)),

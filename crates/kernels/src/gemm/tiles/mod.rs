@@ -28,6 +28,9 @@ const WORTH_A_THREAD: usize = 1 << 24;
 /// Elements to pack below which a thread more costs more than it saves.
 const WORTH_A_THREAD_TO_PACK: usize = 1 << 16;
 
+/// Bytes of a c of bf16 above which it is written past the caches: twice the second one.
+const STREAMED: usize = 16 << 20;
+
 /// Bytes of scratch for one part of a product; a multiple of 64.
 pub(super) fn scratch_bytes(extents: [usize; 3]) -> usize {
     Plan::new(extents).scratch_bytes()
@@ -133,6 +136,10 @@ unsafe fn multiply<U: Unit, C: Storage<Wide = f32>>(
     let column_parts = blocks(0..n, n.div_ceil(by_columns), SIDE);
     let across = column_parts.clone().count();
     let parts = row_parts.clone().count() * across;
+    // Rows of whole lines, in a c that would not stay in the caches anyway.
+    let streams = m * n * size_of::<C>() > STREAMED
+        && c.start.addr().is_multiple_of(64)
+        && c.stride.is_multiple_of(SIDE);
     let plan = Plan::new([m, n, k]);
     let share = plan.scratch_bytes();
     assert!(scratch.len() >= parts * share && scratch.as_ptr().addr().is_multiple_of(64));
@@ -163,6 +170,7 @@ unsafe fn multiply<U: Unit, C: Storage<Wide = f32>>(
                     sums: sums.align_to_mut().1,
                     patch: patch.as_mut_ptr(),
                     unrounded: None,
+                    streams,
                 };
                 U::ready(|| part.multiply(rows, columns));
             }
@@ -186,6 +194,8 @@ struct Part<'a, U, C> {
     patch: *mut Sums,
     /// Where in a c of bf16 the sums go that wait in the patch.
     unrounded: Option<*mut bf16>,
+    /// Whether they go past the caches.
+    streams: bool,
 }
 
 /// Where 32 rows of a are, over the depths of a cut.
@@ -381,6 +391,7 @@ impl<U: Unit, C: Storage<Wide = f32>> Part<'_, U, C> {
                 round: std::ptr::null(),
                 round_to: std::ptr::null_mut(),
                 round_stride: 0,
+                stream: self.streams,
             };
             // SAFETY: a and b hold `steps` steps, as `left` and the line above assert. `sums` has a block for
             // each of this one's, by its length, wherever there is more than one cut. The rest as the caller

@@ -43,11 +43,13 @@ pub(super) struct Block {
     /// Where they go, and elements between its rows.
     pub(super) round_to: *mut bf16,
     pub(super) round_stride: usize,
+    /// Whether these rows go past the caches: they begin at multiples of 64 bytes.
+    pub(super) stream: bool,
 }
 
 /// What runs blocks. Tests put a model in its place on machines without tiles.
 pub(super) trait Unit {
-    /// Runs `work` with this thread ready for [`Unit::multiply`].
+    /// Runs `work` with this thread ready for [`Unit::multiply`]. Afterwards other threads see what it wrote.
     ///
     /// # Safety
     /// The machine has the instructions.
@@ -84,12 +86,15 @@ impl Unit for Amx {
     unsafe fn ready(work: impl FnOnce()) {
         // SAFETY: vouched for by the caller.
         unsafe { with_tiles(work) }
+        // Stores past the caches are not ordered by what orders others.
+        // SAFETY: every x86-64 machine has it.
+        unsafe { _mm_sfence() };
     }
 
     #[inline]
     unsafe fn multiply(block: &Block) {
         // SAFETY: vouched for by the caller.
-        unsafe { multiply(block) }
+        unsafe { if block.stream { multiply_and_stream(block) } else { multiply(block) } }
     }
 
     #[inline]
@@ -116,155 +121,162 @@ impl Unit for Amx {
     }
 }
 
-/// [`Unit::multiply`].
-///
-/// # Safety
-/// As there; the machine has AVX-512 with bf16, and AMX.
-#[target_feature(enable = "avx512f")]
-unsafe fn multiply(block: &Block) {
-    debug_assert!(block.steps > 0 && block.ahead_rows <= MOST_AHEAD);
-    // The panel of a is read again for the next panel of b, from the first cache, where the hint of `t1` keeps
-    // the panel of b, which is not, from taking its place. Four rows are rounded in a step, and the next
-    // block's part of each called for.
-    //
-    // SAFETY: reads and writes what the caller vouches for; tiles are named as clobbered and carry nothing
-    // from one block to the next; a prefetch may name any address.
-    unsafe {
-        asm!(
-            "mov {t}, [{block} + {FROM}]",
-            "mov {u}, [{block} + {FROM_STRIDE}]",
-            "shl {u}, 2",
-            "test {t}, {t}",
-            "jz 2f",
-            "tileloadd tmm0, [{t} + {u}*1]",
-            "tileloadd tmm1, [{t} + {u}*1 + 64]",
-            "mov {a}, {u}",
-            "shl {a}, 4",
-            "add {t}, {a}",
-            "tileloadd tmm2, [{t} + {u}*1]",
-            "tileloadd tmm3, [{t} + {u}*1 + 64]",
-            "jmp 3f",
-            "2:",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "3:",
-            "mov {a}, [{block} + {A}]",
-            "mov {a_stride}, [{block} + {A_STRIDE}]",
-            "add {a_stride}, {a_stride}",
-            "mov {low}, {a_stride}",
-            "shl {low}, 4",
-            "add {low}, {a}",
-            "mov {a_step}, [{block} + {A_STEP}]",
-            "add {a_step}, {a_step}",
-            "mov {b}, [{block} + {B}]",
-            "mov {steps}, [{block} + {STEPS}]",
-            "mov {ahead}, [{block} + {AHEAD}]",
-            "mov {round}, [{block} + {ROUND}]",
-            "mov {to}, [{block} + {ROUND_TO}]",
-            "mov {rounded:e}, 8",
-            "mov {u:e}, 64",
-            "4:",
-            "tileloaddt1 tmm6, [{b} + {u}*1]",
-            "tileloadd tmm4, [{a} + {a_stride}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloaddt1 tmm7, [{b} + {u}*1 + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{low} + {a_stride}*1]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            // Lines ahead.
-            "mov {t}, [{block} + {AHEAD_ROWS}]",
-            "test {t}, {t}",
-            "jz 5f",
-            "prefetcht1 [{ahead}]",
-            "cmp {t:e}, 2",
-            "jb 6f",
-            "mov {t}, [{block} + {AHEAD_STRIDE}]",
-            "prefetcht1 [{ahead} + {t}*2]",
-            "je 6f",
-            "prefetcht1 [{ahead} + {t}*4]",
-            "6:",
-            "add {ahead}, 64",
-            "5:",
-            // Four rows rounded.
-            "test {round}, {round}",
-            "jz 7f",
-            "mov {t}, [{block} + {ROUND_STRIDE}]",
-            ".rept 4",
-            "vmovups zmm16, [{round} + 64]",
-            "vcvtne2ps2bf16 zmm16, zmm16, [{round}]",
-            "vmovups [{to}], zmm16",
-            "prefetchw [{to} + 64]",
-            "add {round}, 128",
-            "lea {to}, [{to} + {t}*2]",
-            ".endr",
-            "dec {rounded:e}",
-            "jnz 7f",
-            "xor {round:e}, {round:e}",
-            "7:",
-            "add {a}, {a_step}",
-            "add {low}, {a_step}",
-            "add {b}, 2048",
-            "dec {steps}",
-            "jnz 4b",
-            // Rows that the steps did not suffice for.
-            "test {round}, {round}",
-            "jz 9f",
-            "mov {t}, [{block} + {ROUND_STRIDE}]",
-            "shl {rounded:e}, 2",
-            "8:",
-            "vmovups zmm16, [{round} + 64]",
-            "vcvtne2ps2bf16 zmm16, zmm16, [{round}]",
-            "vmovups [{to}], zmm16",
-            "add {round}, 128",
-            "lea {to}, [{to} + {t}*2]",
-            "dec {rounded:e}",
-            "jnz 8b",
-            "9:",
-            "mov {t}, [{block} + {TO}]",
-            "mov {u}, [{block} + {TO_STRIDE}]",
-            "shl {u}, 2",
-            "tilestored [{t} + {u}*1], tmm0",
-            "tilestored [{t} + {u}*1 + 64], tmm1",
-            "mov {a}, {u}",
-            "shl {a}, 4",
-            "add {t}, {a}",
-            "tilestored [{t} + {u}*1], tmm2",
-            "tilestored [{t} + {u}*1 + 64], tmm3",
-            block = in(reg) block,
-            STEPS = const offset_of!(Block, steps),
-            A = const offset_of!(Block, a),
-            A_STRIDE = const offset_of!(Block, a_stride),
-            A_STEP = const offset_of!(Block, a_step),
-            B = const offset_of!(Block, b),
-            FROM = const offset_of!(Block, from),
-            FROM_STRIDE = const offset_of!(Block, from_stride),
-            TO = const offset_of!(Block, to),
-            TO_STRIDE = const offset_of!(Block, to_stride),
-            AHEAD_ROWS = const offset_of!(Block, ahead_rows),
-            AHEAD = const offset_of!(Block, ahead),
-            AHEAD_STRIDE = const offset_of!(Block, ahead_stride),
-            ROUND = const offset_of!(Block, round),
-            ROUND_TO = const offset_of!(Block, round_to),
-            ROUND_STRIDE = const offset_of!(Block, round_stride),
-            steps = out(reg) _,
-            a = out(reg) _,
-            low = out(reg) _,
-            a_stride = out(reg) _,
-            a_step = out(reg) _,
-            b = out(reg) _,
-            ahead = out(reg) _,
-            round = out(reg) _,
-            rounded = out(reg) _,
-            to = out(reg) _,
-            t = out(reg) _,
-            u = out(reg) _,
-            out("zmm16") _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
-        );
-    }
+/// [`Unit::multiply`], with the instruction that stores rounded sums and what prepares the next store.
+macro_rules! define_multiply {
+    ($name:ident, $store:literal, $prepare:literal) => {
+        /// # Safety
+        /// As [`Unit::multiply`]; the machine has AVX-512 with bf16, and AMX.
+        #[target_feature(enable = "avx512f")]
+        unsafe fn $name(block: &Block) {
+            debug_assert!(block.steps > 0 && block.ahead_rows <= MOST_AHEAD);
+            // The panel of a is read again for the next panel of b, from the first cache, where the hint of `t1` keeps
+            // the panel of b, which is not, from taking its place. Four rows are rounded in a step, and the next
+            // block's part of each called for.
+            //
+            // SAFETY: reads and writes what the caller vouches for; tiles are named as clobbered and carry nothing
+            // from one block to the next; a prefetch may name any address.
+            unsafe {
+                asm!(
+                    "mov {t}, [{block} + {FROM}]",
+                    "mov {u}, [{block} + {FROM_STRIDE}]",
+                    "shl {u}, 2",
+                    "test {t}, {t}",
+                    "jz 2f",
+                    "tileloadd tmm0, [{t} + {u}*1]",
+                    "tileloadd tmm1, [{t} + {u}*1 + 64]",
+                    "mov {a}, {u}",
+                    "shl {a}, 4",
+                    "add {t}, {a}",
+                    "tileloadd tmm2, [{t} + {u}*1]",
+                    "tileloadd tmm3, [{t} + {u}*1 + 64]",
+                    "jmp 3f",
+                    "2:",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "3:",
+                    "mov {a}, [{block} + {A}]",
+                    "mov {a_stride}, [{block} + {A_STRIDE}]",
+                    "add {a_stride}, {a_stride}",
+                    "mov {low}, {a_stride}",
+                    "shl {low}, 4",
+                    "add {low}, {a}",
+                    "mov {a_step}, [{block} + {A_STEP}]",
+                    "add {a_step}, {a_step}",
+                    "mov {b}, [{block} + {B}]",
+                    "mov {steps}, [{block} + {STEPS}]",
+                    "mov {ahead}, [{block} + {AHEAD}]",
+                    "mov {round}, [{block} + {ROUND}]",
+                    "mov {to}, [{block} + {ROUND_TO}]",
+                    "mov {rounded:e}, 8",
+                    "mov {u:e}, 64",
+                    "4:",
+                    "tileloaddt1 tmm6, [{b} + {u}*1]",
+                    "tileloadd tmm4, [{a} + {a_stride}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloaddt1 tmm7, [{b} + {u}*1 + 1024]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{low} + {a_stride}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    // Lines ahead.
+                    "mov {t}, [{block} + {AHEAD_ROWS}]",
+                    "test {t}, {t}",
+                    "jz 5f",
+                    "prefetcht1 [{ahead}]",
+                    "cmp {t:e}, 2",
+                    "jb 6f",
+                    "mov {t}, [{block} + {AHEAD_STRIDE}]",
+                    "prefetcht1 [{ahead} + {t}*2]",
+                    "je 6f",
+                    "prefetcht1 [{ahead} + {t}*4]",
+                    "6:",
+                    "add {ahead}, 64",
+                    "5:",
+                    // Four rows rounded.
+                    "test {round}, {round}",
+                    "jz 7f",
+                    "mov {t}, [{block} + {ROUND_STRIDE}]",
+                    ".rept 4",
+                    "vmovups zmm16, [{round} + 64]",
+                    "vcvtne2ps2bf16 zmm16, zmm16, [{round}]",
+                    concat!($store, " [{to}], zmm16"),
+                    $prepare,
+                    "add {round}, 128",
+                    "lea {to}, [{to} + {t}*2]",
+                    ".endr",
+                    "dec {rounded:e}",
+                    "jnz 7f",
+                    "xor {round:e}, {round:e}",
+                    "7:",
+                    "add {a}, {a_step}",
+                    "add {low}, {a_step}",
+                    "add {b}, 2048",
+                    "dec {steps}",
+                    "jnz 4b",
+                    // Rows that the steps did not suffice for.
+                    "test {round}, {round}",
+                    "jz 9f",
+                    "mov {t}, [{block} + {ROUND_STRIDE}]",
+                    "shl {rounded:e}, 2",
+                    "8:",
+                    "vmovups zmm16, [{round} + 64]",
+                    "vcvtne2ps2bf16 zmm16, zmm16, [{round}]",
+                    concat!($store, " [{to}], zmm16"),
+                    "add {round}, 128",
+                    "lea {to}, [{to} + {t}*2]",
+                    "dec {rounded:e}",
+                    "jnz 8b",
+                    "9:",
+                    "mov {t}, [{block} + {TO}]",
+                    "mov {u}, [{block} + {TO_STRIDE}]",
+                    "shl {u}, 2",
+                    "tilestored [{t} + {u}*1], tmm0",
+                    "tilestored [{t} + {u}*1 + 64], tmm1",
+                    "mov {a}, {u}",
+                    "shl {a}, 4",
+                    "add {t}, {a}",
+                    "tilestored [{t} + {u}*1], tmm2",
+                    "tilestored [{t} + {u}*1 + 64], tmm3",
+                    block = in(reg) block,
+                    STEPS = const offset_of!(Block, steps),
+                    A = const offset_of!(Block, a),
+                    A_STRIDE = const offset_of!(Block, a_stride),
+                    A_STEP = const offset_of!(Block, a_step),
+                    B = const offset_of!(Block, b),
+                    FROM = const offset_of!(Block, from),
+                    FROM_STRIDE = const offset_of!(Block, from_stride),
+                    TO = const offset_of!(Block, to),
+                    TO_STRIDE = const offset_of!(Block, to_stride),
+                    AHEAD_ROWS = const offset_of!(Block, ahead_rows),
+                    AHEAD = const offset_of!(Block, ahead),
+                    AHEAD_STRIDE = const offset_of!(Block, ahead_stride),
+                    ROUND = const offset_of!(Block, round),
+                    ROUND_TO = const offset_of!(Block, round_to),
+                    ROUND_STRIDE = const offset_of!(Block, round_stride),
+                    steps = out(reg) _,
+                    a = out(reg) _,
+                    low = out(reg) _,
+                    a_stride = out(reg) _,
+                    a_step = out(reg) _,
+                    b = out(reg) _,
+                    ahead = out(reg) _,
+                    round = out(reg) _,
+                    rounded = out(reg) _,
+                    to = out(reg) _,
+                    t = out(reg) _,
+                    u = out(reg) _,
+                    out("zmm16") _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
 }
+
+define_multiply!(multiply, "vmovups", "prefetchw [{to} + 64]");
+// A line that is written as a whole need not be read first.
+define_multiply!(multiply_and_stream, "vmovntps", "");
