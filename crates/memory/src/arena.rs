@@ -2,11 +2,13 @@
 //! What a span is for is decided elsewhere, before the first step.
 
 use crate::backing::Backing;
+use crate::region::Owner;
 use crate::{MemoryError, Region, RegionMut};
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
+use std::rc::Rc;
 
 /// Every span starts at a multiple of this many bytes (a cache line, and an AVX-512 register).
 pub const SPAN_ALIGN: usize = 64;
@@ -58,8 +60,8 @@ pub struct Arena {
     not_sync: PhantomData<Cell<u8>>,
 }
 
-// SAFETY: the pages are owned by the arena alone, and regions borrow it, so none is live while it moves. (A leaked
-// region only marks its slot in the table for ever.)
+// SAFETY: the pages are owned by the arena alone, and regions borrow it or share its `Rc`, which does not move between
+// threads, so none is live while it moves. (A leaked region only marks its slot in the table for ever.)
 unsafe impl Send for Arena {}
 
 impl Arena {
@@ -95,7 +97,18 @@ impl Arena {
         let slot = self.check_out(span, false)?;
         // SAFETY: the span is within the mapping (checked).
         let base = unsafe { self.backing.base().add(span.offset) };
-        Ok(Region { base, span, slot, arena: Some(self) })
+        Ok(Region { base, span, slot, arena: Some(Owner::Borrowed(self)) })
+    }
+
+    /// As [`Arena::read`], for a region that outlives any borrow: it keeps the arena.
+    ///
+    /// # Errors
+    /// As [`Arena::read`].
+    pub fn read_shared(self: &Rc<Self>, span: Span) -> Result<Region<'static>, MemoryError> {
+        let slot = self.check_out(span, false)?;
+        // SAFETY: the span is within the mapping (checked).
+        let base = unsafe { self.backing.base().add(span.offset) };
+        Ok(Region { base, span, slot, arena: Some(Owner::Shared(self.clone())) })
     }
 
     /// Checks `span` out exclusively.
@@ -106,7 +119,18 @@ impl Arena {
         let slot = self.check_out(span, true)?;
         // SAFETY: the span is within the mapping (checked).
         let base = unsafe { self.backing.base().add(span.offset) };
-        Ok(RegionMut { base, span, slot, arena: Some(self) })
+        Ok(RegionMut { base, span, slot, arena: Some(Owner::Borrowed(self)) })
+    }
+
+    /// As [`Arena::write`], for a region that outlives any borrow: it keeps the arena.
+    ///
+    /// # Errors
+    /// As [`Arena::write`].
+    pub fn write_shared(self: &Rc<Self>, span: Span) -> Result<RegionMut<'static>, MemoryError> {
+        let slot = self.check_out(span, true)?;
+        // SAFETY: the span is within the mapping (checked).
+        let base = unsafe { self.backing.base().add(span.offset) };
+        Ok(RegionMut { base, span, slot, arena: Some(Owner::Shared(self.clone())) })
     }
 
     fn check_out(&self, span: Span, exclusive: bool) -> Result<usize, MemoryError> {

@@ -3,7 +3,28 @@
 
 use crate::{Arena, Plain, Span};
 use std::fmt;
+use std::ops::Deref;
 use std::ptr::NonNull;
+use std::rc::Rc;
+
+/// How a region keeps its arena.
+pub(crate) enum Owner<'a> {
+    /// It does not outlive a borrow.
+    Borrowed(&'a Arena),
+    /// The arena lives as long as the region.
+    Shared(Rc<Arena>),
+}
+
+impl Deref for Owner<'_> {
+    type Target = Arena;
+
+    fn deref(&self) -> &Arena {
+        match self {
+            Owner::Borrowed(arena) => arena,
+            Owner::Shared(arena) => arena,
+        }
+    }
+}
 
 /// A span of an arena, checked out for reading; released on drop.
 #[must_use = "a region is released when dropped"]
@@ -12,7 +33,7 @@ pub struct Region<'a> {
     pub(crate) span: Span,
     pub(crate) slot: usize,
     /// None for a loan, which the table does not know.
-    pub(crate) arena: Option<&'a Arena>,
+    pub(crate) arena: Option<Owner<'a>>,
 }
 
 /// A span of an arena, checked out exclusively; released on drop.
@@ -22,7 +43,7 @@ pub struct RegionMut<'a> {
     pub(crate) span: Span,
     pub(crate) slot: usize,
     /// None for a loan, which the table does not know.
-    pub(crate) arena: Option<&'a Arena>,
+    pub(crate) arena: Option<Owner<'a>>,
 }
 
 /// The number of `T` in a span. A remainder is a bug of whoever laid out the arena.
@@ -67,7 +88,7 @@ macro_rules! common {
 
         impl Drop for $name<'_> {
             fn drop(&mut self) {
-                if let Some(arena) = self.arena {
+                if let Some(arena) = &self.arena {
                     arena.check_in(self.slot);
                 }
             }

@@ -6,7 +6,7 @@ use mesh::{Axis, Placement};
 use super::{Lowering, Version};
 use crate::layout::Layout;
 use crate::plan::StateHome;
-use crate::program::{Class, Instruction, Phase};
+use crate::program::{BufferId, Class, Instruction, Phase};
 
 impl Lowering<'_> {
     /// Home of a value on every axis: the layout in which it travels between pipeline ranks.
@@ -109,6 +109,13 @@ impl Lowering<'_> {
         let from = self.need(block, value, maker.role, layout);
         let step_layout = layout.with(Axis::Mb, Placement::Whole);
         let one_microbatch = !self.plan.divides(Axis::Mb);
+        if is_gradient && let Some(into) = self.other_use(value, maker, step_layout) {
+            self.step.insert(value, Version { layout: step_layout, buffer: into });
+            if !self.accumulate_in_place(block, from, into) {
+                self.emit(block, Instruction::Accumulate { from, into });
+            }
+            return;
+        }
         let into = if one_microbatch && !matches!(maker.op, Op::Input) {
             from
         } else {
@@ -140,8 +147,22 @@ impl Lowering<'_> {
         }
     }
 
+    /// Where the same block adds up the gradient of another use of the same parameter, in the same layout: one sum, that is
+    /// complete with the last use.
+    fn other_use(&self, value: ValueId, maker: &Node, layout: Layout) -> Option<BufferId> {
+        let sum = self.consumers.get(&value)?.iter().map(|id| self.graph.node(*id));
+        let uses =
+            sum.filter(|node| node.op == Op::Add && node.role == Role::Update).flat_map(|node| &node.inputs);
+        uses.filter(|other| **other != value).find_map(|other| {
+            let version = self.step.get(other)?;
+            let of_other = self.graph.producer(*other);
+            let same_block = self.stage_of(of_other) == self.stage && of_other.role == maker.role;
+            (same_block && version.layout == layout).then_some(version.buffer)
+        })
+    }
+
     /// If the last instruction is the contraction that made `from`, lets it add into the accumulator directly.
-    fn accumulate_in_place(&mut self, block: usize, from: crate::BufferId, into: crate::BufferId) -> bool {
+    fn accumulate_in_place(&mut self, block: usize, from: BufferId, into: BufferId) -> bool {
         let last = self.blocks[block].instructions.last_mut();
         if let Some(Instruction::Compute { op: Op::Contract, outputs, accumulate, .. }) = last
             && outputs[..] == [from]

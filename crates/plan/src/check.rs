@@ -31,6 +31,7 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
     for (_, buffer) in program.states.iter().chain(&program.caches) {
         checker.content.insert(*buffer, program.buffer(*buffer).layout);
     }
+    checker.carried();
     let order = [
         Phase::Derive,
         Phase::Begin,
@@ -54,6 +55,14 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
         for (_, block) in blocks {
             checker.block(block)?;
         }
+    }
+    if let Some(ticket) = program.carried.iter().find(|ticket| !checker.waiting.contains_key(*ticket)) {
+        return Err(PlanError::Program {
+            pipeline_rank: program.pipeline_rank,
+            block: Phase::Update.name().to_owned(),
+            index: 0,
+            problem: format!("ticket {ticket} is not under way when the step ends"),
+        });
     }
     crate::flight::check_flight(program)
 }
@@ -200,6 +209,20 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// What the step before left under way is touched by nobody before it is waited for, and is a state then.
+    fn carried(&mut self) {
+        let program = self.program;
+        for instruction in program.blocks.iter().flat_map(|b| &b.instructions) {
+            let Instruction::Start { inputs, outputs, ticket, .. } = instruction else { continue };
+            if program.carried.contains(ticket) {
+                let results = outputs.iter().map(|id| (*id, self.layout(*id))).collect();
+                self.waiting.insert(*ticket, results);
+                let held = inputs.iter().chain(outputs).map(|id| (self.storage(*id), *ticket));
+                self.in_flight.extend(held.collect::<Vec<_>>());
+            }
+        }
+    }
+
     fn storage(&self, id: BufferId) -> BufferId {
         self.program.buffer(id).storage
     }
@@ -299,7 +322,11 @@ impl Checker<'_> {
             I::Accumulate { from, into } => {
                 self.readable(*from)?;
                 self.readable(*into)?;
-                let sum = self.layout(*into).with(Axis::Mb, Placement::Partial(Reduce::Sum));
+                // With one microbatch, only another use of the same parameter.
+                let sum = match self.plan.divides(Axis::Mb) {
+                    true => self.layout(*into).with(Axis::Mb, Placement::Partial(Reduce::Sum)),
+                    false => self.layout(*into),
+                };
                 if self.layout(*from) != sum {
                     return Err("only parts of a sum over microbatches accumulate".to_owned());
                 }

@@ -36,8 +36,15 @@ pub(crate) fn check_flight(program: &Program) -> Result<(), PlanError> {
         let is_ticket = |i: &Instruction| matches!(i, Instruction::Start { .. } | Instruction::Wait { .. });
         has_tickets.push(block.instructions.iter().any(is_ticket));
     }
-    // What each ticket under way holds.
+    // What each ticket under way holds. The step before left what is carried.
     let mut in_flight: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for instruction in program.blocks.iter().flat_map(|b| &b.instructions) {
+        if let Instruction::Start { inputs, outputs, ticket, .. } = instruction
+            && program.carried.contains(ticket)
+        {
+            in_flight.insert(*ticket, [storages(inputs), storages(outputs)].concat());
+        }
+    }
     for run in program.runs() {
         let held = in_flight.values().flatten().any(|root| touched_by[run.block].contains(root));
         if !held && !has_tickets[run.block] {
@@ -64,7 +71,7 @@ pub(crate) fn check_flight(program: &Program) -> Result<(), PlanError> {
             }
         }
     }
-    match in_flight.keys().next() {
+    match in_flight.keys().find(|ticket| !program.carried.contains(ticket)) {
         None => Ok(()),
         Some(ticket) => {
             let last = program.blocks.len() - 1;

@@ -9,6 +9,7 @@ mod addresses;
 #[cfg(test)]
 mod addresses_tests;
 mod buckets;
+mod carry;
 mod check;
 mod error;
 mod flight;
@@ -38,7 +39,7 @@ pub use lower::lower;
 pub use plan::{BUCKET_BYTES, Parallel, Plan, StateHome};
 pub use program::{
     Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Lane, Phase, Program, ProgramMemory,
-    SlotRegion, Unread, Validation, When,
+    SlotRegion, When,
 };
-pub use runs::Run;
+pub use runs::{Run, Unread, Validation};
 pub use strips::STRIP_ALIGN;

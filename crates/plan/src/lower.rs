@@ -512,6 +512,7 @@ impl<'a> Lowering<'a> {
             slots_bytes: 0,
             temp_bytes: 0,
             saved_bytes: 0,
+            carried: vec![],
             validation: None,
             memory: Default::default(),
         };
@@ -526,6 +527,9 @@ impl<'a> Lowering<'a> {
         crate::strips::strip(&mut program, self.plan.logits_rows(), local_shape);
         if self.plan.narrow == DType::BF16 && self.plan.mesh.size(Axis::Mb) > 1 {
             crate::pack::pack(&mut program, local_shape);
+        }
+        if self.plan.bucket_bytes > 0 {
+            crate::carry::carry(&mut program);
         }
         crate::overlap::overlap(&mut program, self.plan.bucket_bytes);
         crate::buckets::bucket(&mut program, self.plan.bucket_bytes);

@@ -1,13 +1,13 @@
 //! Lowering against the checker: every kind of plan, policy and random, lowers to a Program that the checker accepts,
 //! and the checker notices what is taken away.
 
-use graph::{Graph, Recompute};
+use graph::{Graph, Op, Recompute};
 use memory::DType;
 use models::{Decoder, Family, Given, Optimizer, OptimizerKind, Precision, Step, train_step};
 
 use crate::{
-    BufferId, Chooser, Class, Instruction, Parallel, Phase, Plan, PlanError, Program, When, check,
-    check_world, lower,
+    BufferId, Chooser, Class, Collective, Instruction, Parallel, Phase, Plan, PlanError, Program, When,
+    check, check_world, lower,
 };
 
 fn decoder(family: Family, tied: bool) -> Decoder {
@@ -371,7 +371,8 @@ fn sharded_gradients_and_parameters_move_in_the_background() {
             if format!("{of:?}").starts_with(collective) {
                 let is_wait =
                     |i: &Instruction| matches!(i, Instruction::Wait { ticket: t, .. } if t == ticket);
-                let wait = block.instructions.iter().position(is_wait).unwrap();
+                // A gather behind an update is waited for in the next step.
+                let wait = block.instructions.iter().position(is_wait).unwrap_or(block.instructions.len());
                 let is_work = |i: &&Instruction| matches!(i, Instruction::Compute { .. });
                 starts += 1;
                 between += usize::from(block.instructions[at..wait].iter().filter(is_work).count() > 0);
@@ -394,6 +395,78 @@ fn sharded_gradients_and_parameters_move_in_the_background() {
         // A window that holds only one gradient still lets the next gather run ahead.
         let (_, some) = hidden(&of(zero, 1), phase, collective);
         assert!(collective == "ReduceScatter" || phase == Phase::Update || some + 3 > all, "{some} of {all}");
+    }
+}
+
+#[test]
+fn updated_parameters_are_gathered_behind_the_next_forward() {
+    let graph = graph(Family::Llama, true, Recompute::None);
+    for (zero, pp) in [(1, 1), (2, 1), (1, 2)] {
+        let parallel = Parallel { dp: 2, pp, num_microbatches: 3, zero, ..Parallel::default() };
+        let (plan, programs) = programs(&graph, &parallel, &Chooser::Policy);
+        for program in &programs {
+            let refused = |change: &dyn Fn(&mut Program), why: &str| {
+                let mut mutant = program.clone();
+                change(&mut mutant);
+                let verdict = check(&graph, &plan, &mutant).unwrap_err().to_string();
+                assert!(verdict.contains(why), "{why}: {verdict}");
+            };
+            let num_parameters = program.states.iter().filter(|(name, _)| !name.contains(':')).count();
+            assert_eq!(program.carried.len(), num_parameters.min(64));
+            for ticket in &program.carried {
+                let is_wait =
+                    |i: &Instruction| matches!(i, Instruction::Wait { ticket: t, .. } if t == ticket);
+                let waits: Vec<(usize, usize)> = program
+                    .blocks
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(b, block)| {
+                        let found = block.instructions.iter().enumerate().filter(|(_, i)| is_wait(i));
+                        found.map(move |(index, _)| (b, index)).collect::<Vec<_>>()
+                    })
+                    .collect();
+                let [(block, index)] = waits[..] else { panic!("waited for at {waits:?}") };
+                assert_eq!(program.blocks[block].phase, Phase::Forward);
+                assert_eq!(program.blocks[block].instructions[index].when(), When::FirstRun);
+                let late = |p: &mut Program| {
+                    let wait = p.blocks[block].instructions.remove(index);
+                    p.blocks[block].instructions.push(wait);
+                };
+                refused(&late, "is in flight");
+                refused(&|p| p.carried.retain(|t| t != ticket), "was not started");
+                let unstarted = |p: &mut Program| {
+                    let is_start =
+                        |i: &Instruction| matches!(i, Instruction::Start { ticket: t, .. } if t == ticket);
+                    p.blocks.iter_mut().for_each(|b| b.instructions.retain(|i| !is_start(i)));
+                };
+                refused(&unstarted, "ticket");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tied_gradient_within_a_stage_is_one_sum() {
+    let graph = graph(Family::Llama, true, Recompute::None);
+    for num_microbatches in [1, 3] {
+        for zero in [0, 1, 2] {
+            let parallel = Parallel { dp: 2, zero, num_microbatches, ..Parallel::default() };
+            let program = programs(&graph, &parallel, &Chooser::Policy).1.remove(0);
+            let update = program.block(None, Phase::Update).unwrap();
+            let adds =
+                update.instructions.iter().filter(|i| matches!(i, Instruction::Compute { op: Op::Add, .. }));
+            assert_eq!(adds.count(), 0, "zero {zero}, {num_microbatches} microbatches");
+            let reductions = update.instructions.iter().filter(|i| {
+                matches!(
+                    i,
+                    Instruction::Start {
+                        collective: Collective::AllReduce(_) | Collective::ReduceScatter(_),
+                        ..
+                    }
+                )
+            });
+            assert_eq!(reductions.count(), 1, "the statistics alone");
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use schedule::{Action, Kind};
 
 use crate::layout::Layout;
 use crate::plan::Plan;
+use crate::runs::Validation;
 
 /// A buffer of a Program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -509,35 +510,12 @@ pub struct Program {
     pub temp_bytes: usize,
     /// Bytes of the copy of all states from before an update that may be refused; behind the temporaries.
     pub saved_bytes: usize,
+    /// Tickets that are started in a step and waited for in the next: gathers of parameters.
+    pub carried: Vec<usize>,
     /// How an update is refused, if its step is validated after it.
     pub validation: Option<Validation>,
     /// The same bytes by purpose.
     pub memory: ProgramMemory,
-}
-
-/// What a rank does ahead of the validation of the step before, and what it takes back if that step is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Validation {
-    /// Actions at the beginning of a step that do not wait for the validation: forwards whose values come from forwards
-    /// of that kind alone.
-    pub num_ahead: usize,
-    /// Messages that peers send ahead and this rank receives later: to be read and dropped if the step begins again.
-    pub unread: Vec<Unread>,
-    /// The factor on gradients that is known in the end.
-    pub scale: BufferId,
-    /// The factor that the update assumed.
-    pub assumed: BufferId,
-}
-
-/// A message that was sent and not yet received: where the Program receives it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unread {
-    /// Position in [`Program::blocks`].
-    pub block: usize,
-    /// Position in the block.
-    pub index: usize,
-    /// Microbatch.
-    pub microbatch: usize,
 }
 
 /// Buffers that a stage keeps of every microbatch from one of its phases to another. Slots that live at different times,

@@ -35,8 +35,34 @@ impl Run {
     }
 }
 
+/// What a rank does ahead of the validation of the step before, and what it takes back if that step is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Validation {
+    /// Actions at the beginning of a step that do not wait for the validation: forwards whose values come from forwards
+    /// of that kind alone.
+    pub num_ahead: usize,
+    /// Messages that peers send ahead and this rank receives later: to be read and dropped if the step begins again.
+    pub unread: Vec<Unread>,
+    /// The factor on gradients that is known in the end.
+    pub scale: BufferId,
+    /// The factor that the update assumed.
+    pub assumed: BufferId,
+}
+
+/// A message that was sent and not yet received: where the Program receives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unread {
+    /// Position in [`Program::blocks`].
+    pub block: usize,
+    /// Position in the block.
+    pub index: usize,
+    /// Microbatch.
+    pub microbatch: usize,
+}
+
 impl Program {
-    /// The storages that each instruction of a block touches; a wait touches what its start in the block does.
+    /// The storages that each instruction of a block touches; a wait touches what its start in the block does, or in the
+    /// step before.
     pub(crate) fn touched(&self, block: usize) -> Vec<Vec<BufferId>> {
         let mut started: HashMap<usize, Vec<BufferId>> = HashMap::new();
         let of = |instruction: &Instruction| {
@@ -48,11 +74,28 @@ impl Program {
                     started.insert(*ticket, roots.clone());
                     roots
                 }
-                Instruction::Wait { ticket, .. } => started.remove(ticket).unwrap_or_default(),
+                Instruction::Wait { ticket, .. } => {
+                    started.remove(ticket).unwrap_or_else(|| self.carried_by(*ticket))
+                }
                 _ => roots,
             }
         };
         self.blocks[block].instructions.iter().map(of).collect()
+    }
+
+    /// The storages that the step before left in flight under a ticket.
+    fn carried_by(&self, ticket: usize) -> Vec<BufferId> {
+        if !self.carried.contains(&ticket) {
+            return vec![];
+        }
+        let starts = self.blocks.iter().flat_map(|b| &b.instructions).filter_map(|i| match i {
+            Instruction::Start { inputs, outputs, ticket: t, .. } if *t == ticket => Some((inputs, outputs)),
+            _ => None,
+        });
+        starts
+            .flat_map(|(inputs, outputs)| inputs.iter().chain(outputs))
+            .map(|id| self.buffer(*id).storage)
+            .collect()
     }
 
     /// All runs of a step in order: what is derived from states (which a step skips if it is up to date), what comes

@@ -7,7 +7,7 @@ use mesh::{Axis, AxisSet, Placement, Reduce};
 use super::{Lowering, Version};
 use crate::layout::Layout;
 use crate::plan::StateHome;
-use crate::program::{GroupKey, Instruction, Lane, Phase};
+use crate::program::{BufferId, GroupKey, Instruction, Lane, Phase};
 
 impl Lowering<'_> {
     pub(super) fn update_node(&mut self, node: &Node) {
@@ -28,14 +28,22 @@ impl Lowering<'_> {
         }
     }
 
-    fn made_here(&mut self, value: ValueId) -> bool {
-        self.version(value, Role::Update).is_some()
-    }
-
     /// Adds the gradients of this rank's uses, brings the sum to the optimizer's home, then adds the uses that other
     /// stages have of a tied parameter: each holder then updates its own copy with the same bits.
     fn gradient(&mut self, block: usize, node: &Node, parameter: ValueId) {
-        let uses: Vec<ValueId> = node.inputs.iter().copied().filter(|v| self.made_here(*v)).collect();
+        // Uses within one block are one sum already.
+        let mut sums: Vec<BufferId> = Vec::new();
+        let uses: Vec<ValueId> = node
+            .inputs
+            .iter()
+            .copied()
+            .filter(|value| {
+                let Some(version) = self.version(*value, Role::Update) else { return false };
+                let is_new = !sums.contains(&version.buffer);
+                sums.push(version.buffer);
+                is_new
+            })
+            .collect();
         let result = node.outputs[0];
         let dims = self.graph.value(result).dims.clone();
         let home = Axis::SPACE
@@ -102,7 +110,7 @@ impl Lowering<'_> {
     fn share(&mut self, block: usize, node: &Node) {
         let (value, result) = (node.inputs[0], node.outputs[0]);
         let dims = self.graph.value(result).dims.clone();
-        let buffer = if self.made_here(value) {
+        let buffer = if self.version(value, Role::Update).is_some() {
             self.need(block, value, Role::Update, Layout::WHOLE)
         } else {
             let owed = Layout::WHOLE.with(Axis::Pp, Placement::Partial(Reduce::Sum));

@@ -13,7 +13,8 @@ use schedule::{Kind, Schedule};
 use super::Lowering;
 use crate::layout::Layout;
 use crate::plan::Plan;
-use crate::program::{BufferId, Instruction, Phase, Program, Unread, Validation};
+use crate::program::{BufferId, Instruction, Phase, Program};
+use crate::runs::{Unread, Validation};
 
 impl Lowering<'_> {
     /// Sums a stage's statistics over all stages, in their order, without waiting for those behind: the sum so far goes to

@@ -40,8 +40,8 @@ pub enum RuntimeError {
         /// The number.
         name: String,
     },
-    /// States are asked for while it is open whether the last update stands.
-    #[error("the last step has not been validated; settle it before states are read")]
+    /// States are asked for while the last update is under way, or it is open whether it stands.
+    #[error("the last step is not settled; settle it before states are read")]
     Unsettled,
     /// A result that the program does not keep.
     #[error("the program keeps no result `{name}`")]

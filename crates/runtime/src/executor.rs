@@ -2,9 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
-use comm::Communicator;
+use arrayvec::ArrayVec;
+use comm::{Communicator, Pending};
 use kernels::Cpu;
 use memory::{Arena, DType, Region, RegionMut, Span};
 use mesh::{Axis, AxisSet, Coord, Tile};
@@ -19,6 +21,12 @@ use crate::profile::{Clock, Recorder, Sample};
 use crate::step::Step;
 use crate::strips::{self, Strip};
 use crate::validation::{NoBatch, Ran};
+
+/// The first program, which has all states; only its steps leave something under way.
+const TRAINED: usize = 0;
+
+/// Collectives under way: the Program's limit, and one that is waited for at once.
+const IN_FLIGHT: usize = plan::IN_FLIGHT + 1;
 
 /// Puts something between a rank and a group, for tests and measurements.
 pub type WrapGroup<'a> = dyn Fn(&GroupKey, Box<dyn Communicator>) -> Box<dyn Communicator> + 'a;
@@ -101,7 +109,9 @@ pub struct Executor {
     pub(crate) world: Box<dyn Communicator>,
     pub(crate) groups: BTreeMap<GroupKey, Box<dyn Communicator>>,
     pub(crate) coord: Coord,
-    pub(crate) arena: Arena,
+    pub(crate) arena: Rc<Arena>,
+    /// Collectives under way, with their tickets. Between steps, those that a Program carries over.
+    pub(crate) in_flight: RefCell<ArrayVec<(usize, Pending<'static>), IN_FLIGHT>>,
     pub(crate) scratch: Span,
     /// Whether no state was ever written: all are zero, and their pages take no memory.
     pub(crate) untouched: bool,
@@ -150,7 +160,8 @@ impl Executor {
             world,
             groups,
             coord,
-            arena,
+            arena: Rc::new(arena),
+            in_flight: RefCell::default(),
             scratch,
             untouched: true,
             programs: bound,
@@ -243,8 +254,9 @@ impl Executor {
         self.settle()
     }
 
-    /// Runs one step of a program. If its Program validates steps afterwards, it returns before this one is validated,
-    /// and validates the one before on the way.
+    /// Runs one step of a program, which leaves under way what its Program carries into the next step: gathers of
+    /// parameters. If the Program validates steps afterwards, it returns before this one is validated, and validates the
+    /// one before on the way.
     ///
     /// # Errors
     /// A peer's failure or the batch's.
@@ -254,20 +266,27 @@ impl Executor {
         batch: &mut dyn Batch,
         input: &StepInput<'_>,
     ) -> Result<Ran, RuntimeError> {
-        if self.unsettled.get().is_some_and(|other| other != program) {
+        if program != TRAINED || self.unsettled.get().is_some_and(|other| other != program) {
             self.settle()?;
         }
         self.stepping(program, batch, input, |step| step.run())
     }
 
-    /// Validates the last step, if that is still to be done; afterwards its results are there and states are final.
+    /// Validates the last step, if that is still to be done, and waits for what it left under way; afterwards its results
+    /// are there and states are whole and final.
     ///
     /// # Errors
     /// A peer's failure.
     pub fn settle(&mut self) -> Result<(), RuntimeError> {
-        let Some(program) = self.unsettled.get() else { return Ok(()) };
+        if self.unsettled.get().is_none() && self.in_flight.borrow().is_empty() {
+            return Ok(());
+        }
+        let program = self.unsettled.get().unwrap_or(TRAINED);
         let input = StepInput { seed: 0, step: 0, scalars: &[] };
-        self.stepping(program, &mut NoBatch, &input, |step| step.validate().map(|_| ()))
+        self.stepping(program, &mut NoBatch, &input, |step| {
+            step.validate()?;
+            step.finish_carried()
+        })
     }
 
     fn stepping<R>(
@@ -284,6 +303,9 @@ impl Executor {
             self.world.abort_handle().abort(&format!("rank {}: {error}", self.rank()));
         }
         drop(step);
+        if result.is_err() {
+            self.in_flight.borrow_mut().clear();
+        }
         result
     }
 

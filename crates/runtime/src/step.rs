@@ -1,6 +1,5 @@
 //! One step of one rank: the loop over the runs of a Program's blocks, with what is in flight between them.
 
-use arrayvec::ArrayVec;
 use comm::{Communicator, Pending};
 use half::{bf16, f16};
 use memory::DType;
@@ -16,9 +15,6 @@ use crate::profile::Sample;
 use crate::strips::Strip;
 use crate::validation::{Ran, Verdict};
 
-/// Collectives under way: the Program's limit, and one that is waited for at once.
-const IN_FLIGHT: usize = plan::IN_FLIGHT + 1;
-
 /// A step under way.
 pub(crate) struct Step<'e, 'b> {
     pub executor: &'e Executor,
@@ -26,7 +22,6 @@ pub(crate) struct Step<'e, 'b> {
     program: usize,
     input: &'e StepInput<'e>,
     batch: &'b mut dyn Batch,
-    in_flight: ArrayVec<(usize, Pending<'e>), IN_FLIGHT>,
 }
 
 impl<'e, 'b> Step<'e, 'b> {
@@ -38,7 +33,7 @@ impl<'e, 'b> Step<'e, 'b> {
         batch: &'b mut dyn Batch,
     ) -> Step<'e, 'b> {
         let bound = &executor.programs[program];
-        Step { executor, bound, program, input, batch, in_flight: ArrayVec::new() }
+        Step { executor, bound, program, input, batch }
     }
 
     /// Runs it.
@@ -54,7 +49,10 @@ impl<'e, 'b> Step<'e, 'b> {
                     return Ok(Ran::Again);
                 }
                 Phase::Clear => {}
-                Phase::Apply => self.save()?,
+                Phase::Apply => {
+                    self.finish_carried()?;
+                    self.save()?;
+                }
                 Phase::Validate => continue,
                 Phase::Amend => unreachable!("no part of a step"),
                 _ if !lined_up => {
@@ -167,12 +165,17 @@ impl<'e, 'b> Step<'e, 'b> {
             Instruction::Start { collective, inputs, outputs, count, group, ticket, .. } => {
                 let group = &*executor.groups[&bound.program.groups[*group]];
                 let pending = self.start(group, *collective, inputs[0], outputs[0], *count, microbatch)?;
-                self.in_flight.push((*ticket, pending));
+                executor.in_flight.borrow_mut().push((*ticket, pending));
             }
             Instruction::Wait { ticket, .. } => {
-                let at = self.in_flight.iter().position(|(t, _)| t == ticket);
-                let at = at.expect("checked: it was started");
-                return Ok(Some(self.in_flight.remove(at).1.completion()?));
+                let at = executor.in_flight.borrow().iter().position(|(t, _)| t == ticket);
+                let Some(at) = at else {
+                    // Nothing is carried into a first step, or over one that was settled.
+                    assert!(bound.program.carried.contains(ticket), "checked: it was started");
+                    return Ok(None);
+                };
+                let (_, pending) = executor.in_flight.borrow_mut().remove(at);
+                return Ok(Some(pending.completion()?));
             }
             Instruction::Send { input, to, tag } => {
                 let to = bound.plan.mesh.rank(&executor.coord.at(Axis::Pp, *to));
@@ -244,15 +247,15 @@ impl<'e, 'b> Step<'e, 'b> {
         output: BufferId,
         count: usize,
         microbatch: usize,
-    ) -> Result<Pending<'e>, RuntimeError> {
+    ) -> Result<Pending<'static>, RuntimeError> {
         let (executor, bound) = (self.executor, self.bound);
         let dtype = bound.program.buffer(output).dtype;
         let n = group.world_size();
         let send = |pieces: usize| {
-            executor.arena.read(executor.piece_span(bound, input, microbatch, pieces * count))
+            executor.arena.read_shared(executor.piece_span(bound, input, microbatch, pieces * count))
         };
         let recv = |pieces: usize| {
-            executor.arena.write(executor.piece_span(bound, output, microbatch, pieces * count))
+            executor.arena.write_shared(executor.piece_span(bound, output, microbatch, pieces * count))
         };
         Ok(match collective {
             Collective::AllReduce(reduce) => group.all_reduce(recv(1)?, dtype, operation(reduce))?,

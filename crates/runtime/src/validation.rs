@@ -44,6 +44,7 @@ impl Step<'_, '_> {
         if stands {
             return Ok(Verdict::Stands);
         }
+        self.finish_carried()?;
         let (saved, states) = self.saved();
         self.copy(saved, states)?;
         self.only(Phase::Amend)?;
@@ -51,6 +52,12 @@ impl Step<'_, '_> {
         // An update that changes nothing leaves copies of what was taken back.
         self.executor.programs.iter().for_each(|bound| bound.derived.set(false));
         Ok(Verdict::Refused)
+    }
+
+    /// Waits for what the step before left under way.
+    pub fn finish_carried(&mut self) -> Result<(), RuntimeError> {
+        let under_way = std::mem::take(&mut *self.executor.in_flight.borrow_mut());
+        under_way.into_iter().try_for_each(|(_, pending)| Ok(pending.wait()?))
     }
 
     /// Keeps all states as they are.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod mutant;
+pub mod slow_link;
 mod small;
 mod throttled;
 

@@ -4,6 +4,7 @@
 
 mod communication;
 mod listing;
+mod recompute;
 mod table;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use crate::error::TrainError;
 
 pub use communication::Communication;
 pub use listing::{StageListing, listing};
+pub use recompute::Recomputed;
 
 /// More layers than this are a typo, and would be a graph of millions of nodes.
 const MAX_LAYERS: usize = 1 << 16;
@@ -57,6 +59,8 @@ pub struct Explanation {
     pub total_arena_bytes: u64,
     /// What updates cost that may be taken back, if `parallel.post_validation` is on.
     pub post_validation: Option<PostValidation>,
+    /// What each stage computes again in the backward, of those that do.
+    pub recomputed: Vec<Recomputed>,
     /// What each rank reserves.
     pub per_rank: Vec<RankBytes>,
     /// What a step moves between ranks.
@@ -168,10 +172,12 @@ pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
     let stages = steps.for_each_stage(|stage, programs| {
         let bound: Vec<(&Plan, &Program)> = steps.0.iter().map(|s| &s.plan).zip(&programs).collect();
         let memory = memory_of(stage, &bound, config.parallel.threads_per_rank);
-        ((memory, post_validation(&programs[0])), communication::of(plan, &programs[0]))
+        let prices = (post_validation(&programs[0]), recompute::of(plan, &programs[0]));
+        ((memory, prices), communication::of(plan, &programs[0]))
     })?;
     let (of_stage, traffic): (Vec<_>, Vec<_>) = stages.into_iter().unzip();
-    let (memory, validations): (Vec<RankBytes>, Vec<Option<PostValidation>>) = of_stage.into_iter().unzip();
+    let (memory, prices): (Vec<RankBytes>, Vec<_>) = of_stage.into_iter().unzip();
+    let (validations, recomputed): (Vec<Option<PostValidation>>, Vec<_>) = prices.into_iter().unzip();
     let world_size = plan.mesh.world_size();
     let per_rank: Vec<RankBytes> = (0..world_size)
         .map(|rank| RankBytes { rank, ..memory[plan.mesh.coord(rank).get(Axis::Pp)] })
@@ -193,6 +199,7 @@ pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
             forwards_ahead: a.forwards_ahead.max(b.forwards_ahead),
             repeated_fraction: a.repeated_fraction.max(b.repeated_fraction),
         }),
+        recomputed: recomputed.into_iter().flatten().collect(),
         total_arena_bytes: per_rank.iter().map(|r| r.arena_bytes).fold(0, u64::saturating_add),
         per_rank,
         communication: communication::merge(traffic),

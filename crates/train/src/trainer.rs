@@ -498,12 +498,13 @@ impl Run<'_> {
             let due = |every: usize| every > 0 && step % every as u64 == 0;
             let saves = due(train.checkpoint_every) || step == last;
             let evaluates = evaluator.is_some() && (due(train.eval_every) || step == last);
-            if ran == Ran::Ahead && !saves && !evaluates {
+            if saves || evaluates {
+                executor.settle()?;
+            } else if ran == Ran::Ahead {
                 loss_scale = attempt.if_it_stands();
                 open = Some(attempt);
                 continue;
             }
-            executor.settle()?;
             loss_scale = self.close(executor, attempt, &mut outcome)?;
             if let Some(evaluator) = evaluator.as_mut().filter(|_| evaluates) {
                 let report = EvaluationReport::new(step, evaluator.run(executor)?);

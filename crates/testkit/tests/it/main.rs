@@ -8,6 +8,7 @@ mod overlap;
 mod parity;
 mod post_validation;
 mod random_legal;
+mod recompute;
 mod schedules;
 mod tasks;
 mod virtual_clock;

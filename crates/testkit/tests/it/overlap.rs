@@ -1,46 +1,11 @@
 //! Over a slow link the reduction of gradients is hidden behind the backward, as far as the order of work allows it.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::time::{Duration, Instant};
 
-use plan::{Buffer, Chooser, Collective, Instruction, Lane, Phase, Program};
-use runtime::{Executor, Sample, StepInput};
+use plan::{Buffer, Collective, Instruction, Lane, Phase, Program};
+use runtime::Sample;
 use testkit::Throttled;
-use train::config::Config;
-use train::synthetic::Synthetic;
-use train::{assemble, ranks};
-
-/// A model whose backward takes a tenth of a second, on two data-parallel ranks.
-fn config(layout: &str) -> Config {
-    let text = "[model]\nfamily = \"gpt2\"\nnum_layers = 6\nembed = 192\nnum_heads = 4\nvocab_size = 1000\ntied = false\n\
-                [data]\nsequence_length = 256\n[train]\nbatch = 16\nprecision = \"f32\"\n";
-    Config::from_bytes(Path::new("overlap.toml"), text.as_bytes(), &[], Some(layout)).unwrap()
-}
-
-/// Samples of one step of every rank, the second of two, over links of this speed.
-fn step(config: &Config, bytes_per_second: f64) -> (Program, Vec<Vec<Sample>>) {
-    let built = assemble::model(config, None).unwrap();
-    let stepper = assemble::training(config, &built).unwrap();
-    let origin = Instant::now();
-    let by_rank = ranks::run(stepper.plan.mesh.world_size(), Duration::from_secs(60), |world| {
-        let programs = vec![stepper.shared(0, &Chooser::Policy, false)?];
-        let program = programs[0].1.clone();
-        let wrap = Throttled::wrap(bytes_per_second);
-        let mut executor = Executor::new(world, programs, assemble::cpu(config)?, Some(&wrap))?;
-        executor.initialise(&stepper.graph, 1)?;
-        for step in 1..=2 {
-            executor.start_recording(0, Box::new(move || origin.elapsed().as_secs_f64()), 1 << 16);
-            let mut batch = Synthetic::of(&built, 1, step);
-            let scalars = [("lr", 1e-3), ("step", step as f64)];
-            executor.run(0, &mut batch, &StepInput { seed: 1, step, scalars: &scalars })?;
-        }
-        Ok(((*program).clone(), executor.stop_recording()))
-    })
-    .unwrap();
-    let (mut programs, samples): (Vec<Program>, Vec<Vec<Sample>>) = by_rank.into_iter().unzip();
-    (programs.remove(0), samples)
-}
+use testkit::slow_link::{config, span, step};
 
 /// What became of the reductions of a step on the rank whose backward ended last, in seconds: what the others wait for
 /// is that rank, not the link.
@@ -137,11 +102,8 @@ fn buckets_hide_what_the_backward_allows() {
     let bucketed = config("dp=2;bucket_bytes=262144;num_microbatches=2");
     // As fast as makes all transfers take half of the last backward.
     let (program, samples) = step(&bucketed, f64::INFINITY);
-    let gradient_bytes = program.memory.gradients_bytes;
-    let in_backward = |s: &&Sample| s.microbatch == 1 && program.blocks[s.block].phase == Phase::Backward;
-    let backward: Vec<&Sample> = samples[0].iter().filter(in_backward).collect();
-    let span = backward[backward.len() - 1].end_seconds - backward[0].start_seconds;
-    let bytes_per_second = gradient_bytes as f64 / (0.5 * span);
+    let bytes_per_second =
+        program.memory.gradients_bytes as f64 / (0.5 * span(&program, &samples[0], 1, Phase::Backward));
     // Other work on the machine keeps threads from their cores and so exposes transfers; nothing hides them by chance.
     let mut tries: Vec<Hidden> = Vec::new();
     while tries.len() < 8 && tries.last().is_none_or(|hidden| hidden.fraction() < 0.8) {
@@ -157,4 +119,44 @@ fn buckets_hide_what_the_backward_allows() {
     let (program, samples) = step(&plain, bytes_per_second);
     let nothing = judge(&program, &samples, bytes_per_second);
     assert!(nothing.fraction() < 0.1, "without buckets nothing is hidden: {nothing:?}");
+}
+
+/// Seconds of the gathers behind the update, and what of them the next step waited for, on the rank that waited longest.
+fn gathers(program: &Program, samples: &[Vec<Sample>], bytes_per_second: f64) -> (f64, f64) {
+    let mut total = 0.0;
+    for instruction in program.blocks.iter().flat_map(|b| &b.instructions) {
+        if let Instruction::Start { collective: Collective::AllGather, inputs, outputs, count, .. } =
+            instruction
+        {
+            let part = count * program.buffer(inputs[0]).dtype.size_bytes();
+            total += Throttled::seconds(samples.len() * part, 1, samples.len(), bytes_per_second);
+            assert_eq!(outputs.len(), 1);
+        }
+    }
+    let waited = |samples: &Vec<Sample>| -> f64 {
+        let waits = samples.iter().filter(|s| match &program.blocks[s.block].instructions[s.index] {
+            Instruction::Wait { ticket, .. } => program.carried.contains(ticket),
+            _ => false,
+        });
+        waits.map(|s| s.end_seconds - s.start_seconds).sum()
+    };
+    (total, samples.iter().map(waited).fold(0.0, f64::max))
+}
+
+#[test]
+fn parameters_are_gathered_behind_the_next_forward() {
+    let layout = config("dp=2;zero=1;num_microbatches=2");
+    let (program, samples) = step(&layout, f64::INFINITY);
+    assert!(!program.carried.is_empty());
+    // As fast as makes all gathers take half of the first forward.
+    let (at_one_byte, _) = gathers(&program, &samples, 1.0);
+    let bytes_per_second = at_one_byte / (0.5 * span(&program, &samples[0], 0, Phase::Forward));
+    let mut tries: Vec<f64> = Vec::new();
+    while tries.len() < 8 && tries.last().is_none_or(|hidden| *hidden < 0.8) {
+        let (program, samples) = step(&layout, bytes_per_second);
+        let (total, waited) = gathers(&program, &samples, bytes_per_second);
+        tries.push(1.0 - waited / total);
+    }
+    println!("hidden: {tries:.2?}");
+    assert!(tries[tries.len() - 1] >= 0.8, "{tries:?}");
 }

@@ -89,7 +89,7 @@ fn train(config: &Config, spike: Option<u64>) -> Vec<(Told, Counts)> {
                 }
             }
         }
-        assert_eq!(executor.with_states(|_| ()).is_err(), is_open, "states of an open step are not final");
+        assert!(!is_open || executor.with_states(|_| ()).is_err(), "states of an open step are not final");
         executor.settle()?;
         if is_open {
             tell(&executor, &mut steps)?;

@@ -13,9 +13,15 @@ fn config(layout: &str) -> Config {
 
 #[test]
 fn arenas_are_what_the_runtime_would_reserve_and_parts_sum_to_them() {
-    for layout in
-        ["dp=1", "dp=2;zero=3", "tp=2;sequence=true", "pp=2,dp=2;num_microbatches=2;zero=2", "cp=2,pp=4"]
-    {
+    for layout in [
+        "dp=1",
+        "dp=2;zero=3",
+        "tp=2;sequence=true",
+        "pp=2,dp=2;num_microbatches=2;zero=2",
+        "cp=2,pp=4",
+        "pp=2;num_microbatches=4;recompute=selective",
+        "pp=2;num_microbatches=4;schedule=zb-h2;recompute=full;post_validation=true",
+    ] {
         let config = config(layout);
         let explanation = explain(&config).unwrap();
         assert_eq!(explanation.per_rank.len(), explanation.world_size);

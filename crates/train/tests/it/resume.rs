@@ -1,6 +1,7 @@
 //! A run that is continued, in the same layout or another, ends where the undisturbed run ends.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use train::checkpoint::Checkpoint;
 use train::config::Config;
@@ -81,6 +82,68 @@ fn a_run_goes_on_in_any_layout_with_its_optimizer_state() {
             let limit = if layout == "dp=2;zero=1" { 0.0 } else { tolerance };
             assert!(error <= limit, "{optimizer} on {layout}: {error:e}");
         }
+    }
+}
+
+/// Steps as a run reports them, without its times, and what it wrote.
+fn told(config: &Config, dir: &Path, out: &str) -> (Vec<(u64, [u64; 3])>, Vec<f64>, Vec<(String, Vec<f64>)>) {
+    let told = Mutex::new((Vec::new(), Vec::new()));
+    let options = RunOptions { out: Some(dir.join(out)), runs: dir.join("runs"), ..RunOptions::default() };
+    let observer = |event: Event<'_>| match event {
+        Event::Step(s) => {
+            told.lock().unwrap().0.push((s.step, [s.loss, s.grad_norm, s.lr].map(f64::to_bits)));
+        }
+        Event::Evaluation(e) => told.lock().unwrap().1.push(e.validation_loss),
+        _ => {}
+    };
+    let summary = train(config, &options, &observer).unwrap_or_else(|e| panic!("{e}"));
+    let (steps, validations) = told.into_inner().unwrap();
+    (steps, validations, states(summary.checkpoint.as_deref().unwrap()))
+}
+
+#[test]
+fn a_run_that_validates_its_updates_afterwards_is_the_same_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = write_text(dir.path());
+    // About half of the steps are clipped.
+    for (number, clip_norm) in [1.0, 1.35, 1e9].into_iter().enumerate() {
+        let layout = "pp=2;schedule=zb-h2;num_microbatches=4";
+        let of = |post_validation: bool| {
+            let layout = format!("{layout};post_validation={post_validation}");
+            let mut config = config(&text, "adamw").with_layout(&layout).unwrap();
+            config.train.clip_norm = clip_norm;
+            told(&config, dir.path(), &format!("{number}-{post_validation}"))
+        };
+        let (waits, does_not) = (of(false), of(true));
+        assert_eq!(waits.0.len(), 20);
+        assert!(waits.0.iter().map(|(step, _)| *step).eq(1..=20));
+        assert!(waits == does_not, "{clip_norm}: {:?} {:?}", waits.0, does_not.0);
+    }
+}
+
+#[test]
+fn gathers_that_reach_into_the_next_step_leave_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = write_text(dir.path());
+    for (number, layout) in [
+        "dp=2;zero=1",
+        "dp=2;zero=2;num_microbatches=3",
+        "dp=2,pp=2;zero=1;num_microbatches=3;schedule=zb-h2;post_validation=true",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let of = |bucket_bytes: usize| {
+            let layout = format!("{layout};bucket_bytes={bucket_bytes}");
+            let mut config = config(&text, "adamw").with_layout(&layout).unwrap();
+            config.train.clip_norm = 1.2;
+            let out = format!("{number}-{bucket_bytes}");
+            let told = told(&config, dir.path(), &out);
+            let middle = states(&dir.path().join(out).join("checkpoints/step-00000010"));
+            (told, middle)
+        };
+        // Without buckets each gather is waited for where it starts.
+        assert!(of(0) == of(4 << 20), "{layout}");
     }
 }
 
