@@ -43,7 +43,11 @@ pub fn bench(args: &[String]) -> Result<(), Failure> {
     let target = crate::target_dir()?;
     let dir = target.join("bench");
     fs::create_dir_all(&dir).map_err(|error| Failure::file(&dir, &error))?;
-    crate::run(crate::cargo(&["build", "--release", "-p", "phalanx-cli"])).map_err(Failure::Failed)?;
+    let mut build = crate::cargo(&["build", "--release", "-p", "phalanx-cli"]);
+    if options.gloo {
+        build.args(["--features", "gloo"]);
+    }
+    crate::run(build).map_err(Failure::Failed)?;
     let python = if options.torch { Some(Python::prepare(&dir)?) } else { None };
     let place = Place { phalanx: target.join("release/phalanx"), python, dir };
 
@@ -89,14 +93,21 @@ impl Place {
         }
     }
 
-    /// A training run on the first `cores` cores; `sets` are keys of the configuration.
-    fn train(&self, corpus: &Path, cores: usize, sets: &[String]) -> Result<Command, Failure> {
+    /// A training run on the first `cores` cores; `sets` are keys of the configuration, `before` are words before the
+    /// command `train`.
+    fn train(
+        &self,
+        corpus: &Path,
+        cores: usize,
+        before: &[&str],
+        sets: &[String],
+    ) -> Result<Command, Failure> {
         let out = corpus.join("run");
         if out.exists() {
             fs::remove_dir_all(&out).map_err(|error| Failure::file(&out, &error))?;
         }
         let mut command = run::pinned(&self.phalanx, cores);
-        command.args(["train", "config.toml", "--metrics", "/dev/stdout", "--out"]).arg(out);
+        command.args(before).args(["train", "config.toml", "--metrics", "/dev/stdout", "--out"]).arg(out);
         for set in sets {
             command.args(["--set", set]);
         }

@@ -84,19 +84,40 @@ pub fn test(full: bool, strict: bool) -> Result<(), String> {
         false => tests.env_remove("PHALANX_FULL"),
     };
     run(tests)?;
-    let hosts = root().join("crates/cli/tests/hosts.sh");
-    let phalanx = crate::target_dir().map_err(|failure| failure.to_string())?.join("release/phalanx");
+    mpich(strict)?;
     // The command's tests have built it with these features.
-    hosts_test(&hosts, &phalanx, features.contains(&"gloo"))
-}
-
-/// Several hosts as network namespaces; the script says itself what it cannot do here.
-fn hosts_test(script: &Path, phalanx: &Path, has_gloo: bool) -> Result<(), String> {
-    if !has_gloo {
-        println!("skipped: several hosts (they need the feature gloo)");
+    let phalanx = crate::target_dir().map_err(|failure| failure.to_string())?.join("release/phalanx");
+    if !features.contains(&"gloo") {
+        println!("skipped: several hosts, Slurm (they need the feature gloo)");
         return Ok(());
     }
+    script("hosts.sh", &phalanx, strict)?;
+    script("slurm.sh", &phalanx, strict)
+}
+
+/// The same collectives over MPICH, whose Debian packages stand beside OpenMPI's. The library is chosen when the bindings
+/// are built, hence a target directory of its own.
+fn mpich(strict: bool) -> Result<(), String> {
+    if ![&["mpicc.mpich", "-v"][..], &["mpirun.mpich", "--version"]].into_iter().all(is_fine) {
+        println!("skipped: collectives over MPICH (install libmpich-dev mpich libclang-dev)");
+        return if strict { Err("MPICH must be tested here and cannot be".to_owned()) } else { Ok(()) };
+    }
+    let target = crate::target_dir().map_err(|failure| failure.to_string())?.join("mpich");
+    let mut tests = cargo(&["test", "--release", "-p", "phalanx-comm", "--features", "mpi", "--test", "mpi"]);
+    tests.env("MPICC", "mpicc.mpich").env("CARGO_TARGET_DIR", target);
+    tests.env("PHALANX_TEST_MPIRUN", "mpirun.mpich");
+    run(tests)
+}
+
+/// A test that is a script. It says itself what it cannot do here; with `strict` that is a failure.
+fn script(name: &str, phalanx: &Path, strict: bool) -> Result<(), String> {
+    let script = root().join("crates/cli/tests").join(name);
     println!("$ {} {}", script.display(), phalanx.display());
-    let status = Command::new("bash").arg(script).arg(phalanx).status().map_err(|e| format!("bash: {e}"))?;
+    let mut command = Command::new("bash");
+    command.arg(&script).arg(phalanx);
+    if strict {
+        command.env("PHALANX_TEST_STRICT", "1");
+    }
+    let status = command.status().map_err(|e| format!("bash: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", script.display())) }
 }

@@ -80,6 +80,7 @@ pub fn find() -> anyhow::Result<Option<Job>> {
         rendezvous_deadline: limit,
         silence: seconds(get, "PHALANX_SILENCE_SECONDS", SILENCE_SECONDS)?,
         verify: get("PHALANX_VERIFY").is_some_and(|v| v != "0"),
+        direct: get("PHALANX_DIRECT").is_none_or(|v| v != "0"),
         flight_recorder: FLIGHT_RECORDER,
         on_stuck: Arc::new(|words| {
             output::note(&format!("error: {words}"));

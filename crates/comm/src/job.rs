@@ -137,6 +137,8 @@ pub struct Job {
     pub silence: Duration,
     /// Compare the bits of every result that must be equal on all ranks.
     pub verify: bool,
+    /// Read large contents out of the memory of ranks on the same host, where the kernel allows it.
+    pub direct: bool,
     /// How many operations each rank remembers.
     pub flight_recorder: usize,
     /// For MPI: what to do when a rank is stuck in a call that nothing can end.
@@ -195,7 +197,7 @@ impl Job {
 mod joining {
     use super::*;
     use crate::store::{Vigil, wait_for};
-    use crate::wire::{self, Endpoint, HubError, Watch, WatchOptions, link::LinkError};
+    use crate::wire::{self, Endpoint, HubError, Neighbours, Watch, WatchOptions, link::LinkError};
     use std::time::Instant;
 
     fn key(rank: usize) -> String {
@@ -303,20 +305,25 @@ mod joining {
                     problem: error.0,
                 },
             };
+            let (limit, missed) = (self.rendezvous_deadline, || vigil.missed());
+            let neighbours = Neighbours::meet(&**store, rank, &watch.hosts, self.direct, limit, &missed);
+            let neighbours = neighbours.map_err(|error| match error {
+                StoreError::Interrupted { reason, .. } => JoinError::Failed { rank, reason },
+                error => JoinError::Store(error),
+            })?;
             match self.backend {
                 #[cfg(feature = "gloo")]
                 Backend::Gloo => {
                     let store = Arc::clone(store);
-                    let limit = self.rendezvous_deadline;
                     let link =
                         crate::gloo::GlooLink::connect(store, watch, self.address, limit).map_err(failed)?;
-                    let endpoint = Endpoint::open(link, Arc::clone(watch)).map_err(failed)?;
+                    let endpoint = Endpoint::open(link, Arc::clone(watch), neighbours).map_err(failed)?;
                     Ok(wire::world(endpoint, self.flight_recorder, self.verify))
                 }
                 #[cfg(feature = "mpi")]
                 Backend::Mpi => {
                     let link = crate::mpi::MpiLink::new(watch, Arc::clone(&self.on_stuck)).map_err(failed)?;
-                    let endpoint = Endpoint::open(link, Arc::clone(watch)).map_err(failed)?;
+                    let endpoint = Endpoint::open(link, Arc::clone(watch), neighbours).map_err(failed)?;
                     Ok(wire::world(endpoint, self.flight_recorder, self.verify))
                 }
                 #[allow(unreachable_patterns, reason = "with both features all are covered")]

@@ -1,5 +1,6 @@
 //! Gloo against the thread backend: the same bits from every collective, and one error when a rank fails. Ranks are
-//! threads with a Gloo context each; processes are tested with the command.
+//! threads with a Gloo context each; processes are tested with the command. Each rank has a host of its own, so that
+//! what is large goes over sockets, but where ranks of one host read each other's memory.
 
 #![cfg(feature = "gloo")]
 
@@ -26,6 +27,7 @@ fn job(store: &Arc<dyn Store>, num_processes: usize, ranks_per_process: usize, p
         rendezvous_deadline: Duration::from_secs(20),
         silence: Duration::from_secs(3),
         verify: true,
+        direct: true,
         flight_recorder: 64,
         on_stuck: Arc::new(|_| {}),
     }
@@ -33,12 +35,24 @@ fn job(store: &Arc<dyn Store>, num_processes: usize, ranks_per_process: usize, p
 
 /// Runs `body` once per rank over Gloo.
 fn run<R: Send>(n: usize, deadline: f64, body: impl Fn(Box<dyn Communicator>, Arena) -> R + Sync) -> Vec<R> {
+    let hosts: Vec<String> = (0..n).map(|rank| format!("host{rank}")).collect();
+    run_on(&hosts, deadline, body)
+}
+
+/// The same with ranks on these hosts.
+fn run_on<R: Send>(
+    hosts: &[String],
+    deadline: f64,
+    body: impl Fn(Box<dyn Communicator>, Arena) -> R + Sync,
+) -> Vec<R> {
+    let n = hosts.len();
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let (store, body) = (&store, &body);
     std::thread::scope(|scope| {
-        let rank = |rank| {
+        let rank = |rank: usize| {
             scope.spawn(move || {
-                let world = job(store, n, 1, rank).join(rank, Duration::from_secs_f64(deadline)).unwrap();
+                let job = Job { host: hosts[rank].clone(), ..job(store, n, 1, rank) };
+                let world = job.join(rank, Duration::from_secs_f64(deadline)).unwrap();
                 body(world, Arena::reserve(64 << 20).unwrap())
             })
         };
@@ -50,7 +64,33 @@ fn run<R: Send>(n: usize, deadline: f64, body: impl Fn(Box<dyn Communicator>, Ar
 #[test]
 fn every_collective_has_the_bits_of_the_thread_backend() {
     for n in [1, 2, 3, 4] {
-        assert!(run(n, 20.0, every_collective) == over_threads(n, every_collective), "{n} ranks");
+        let expected = over_threads(n, every_collective);
+        assert!(run(n, 20.0, every_collective) == expected, "{n} ranks on {n} hosts");
+        // All on one, and two on one and the others on another: pairs read, the world may not.
+        for on_first in [n, 2] {
+            let hosts: Vec<String> = (0..n).map(|rank| format!("host{}", rank / on_first)).collect();
+            assert!(run_on(&hosts, 20.0, every_collective) == expected, "{n} ranks on {hosts:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_rank_reads_of_another_that_failed_is_an_error() {
+    let hosts = ["host".to_owned(), "host".to_owned()];
+    for _ in 0..5 {
+        let errors = run_on(&hosts, 20.0, |c, arena| {
+            let bytes = 8 << 20;
+            if c.rank() == 1 {
+                // The other one may be reading this when it changes.
+                drop(
+                    c.all_reduce(arena.write(Span::new(0, bytes)).unwrap(), DType::F32, Reduce::Sum).unwrap(),
+                );
+                arena.write(Span::new(0, bytes)).unwrap().as_mut_slice::<f32>().fill(1.0);
+                return None;
+            }
+            Some(reduce(&*c, &arena, bytes).unwrap_err().to_string())
+        });
+        assert!(errors[0].as_ref().unwrap().contains("dropped without wait"), "{errors:?}");
     }
 }
 

@@ -12,6 +12,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How processes of the MPI that this was built with are started, unless that is OpenMPI by `mpirun`.
+const MPIRUN: &str = "PHALANX_TEST_MPIRUN";
 /// Set for the processes that the test starts.
 const CHILD: &str = "PHALANX_TEST_MPI_CHILD";
 
@@ -32,6 +34,7 @@ fn child() {
         rendezvous_deadline: Duration::from_secs(20),
         silence: Duration::from_secs(5),
         verify: true,
+        direct: true,
         flight_recorder: 16,
         on_stuck: Arc::new(|words| panic!("{words}")),
     };
@@ -47,11 +50,13 @@ fn every_collective_has_the_bits_of_the_thread_backend() {
     if std::env::var_os(CHILD).is_some() {
         return child();
     }
+    let launcher = std::env::var(MPIRUN).unwrap_or_else(|_| "mpirun --oversubscribe".to_owned());
+    let (program, flags) = launcher.split_once(' ').unwrap_or((&launcher, ""));
     for n in ["1", "2", "3", "4"] {
-        let mut mpirun = Command::new("mpirun");
+        let mut mpirun = Command::new(program);
         // Test machines are often containers whose only user is root.
         mpirun.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1").env(CHILD, "1");
-        mpirun.args(["--oversubscribe", "-n", n]).arg(std::env::current_exe().unwrap());
+        mpirun.args(flags.split_whitespace()).args(["-n", n]).arg(std::env::current_exe().unwrap());
         let output = mpirun.output().expect("mpirun is installed");
         assert!(
             output.status.success(),

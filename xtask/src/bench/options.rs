@@ -13,6 +13,7 @@ cargo xtask bench [FLAGS]        Phalanx beside PyTorch on this machine, taking 
   --quick                        a tiny model and few steps: shows that the bench works, measures nothing
   --no-torch                     Phalanx alone; needs no Python
   --ranks                        instead: 2 ranks of one thread against one (dp, tp; PyTorch DDP), and bandwidth
+  --gloo                         with --ranks: two processes over Gloo as well (needs Debian's libgloo-dev g++)
   --gemm                         instead: matrix products at the shapes of both models
 
 PyTorch is installed by pip into target/bench/venv on the first run (several GB). Results: target/bench/*.json, *.csv.
@@ -35,6 +36,8 @@ pub struct Options {
     pub pairs: usize,
     pub quick: bool,
     pub torch: bool,
+    /// Ranks as processes over Gloo beside those that are threads.
+    pub gloo: bool,
     pub subject: Subject,
 }
 
@@ -42,7 +45,7 @@ impl Options {
     /// Reads the flags; `cores` is how many this machine has.
     pub fn parse(args: &[String], cores: usize) -> Result<Options, Failure> {
         let (mut model, mut precision, mut threads, mut pairs) = (None, "f32".to_owned(), None, None);
-        let (mut quick, mut torch, mut subject) = (false, true, Subject::Training);
+        let (mut quick, mut torch, mut gloo, mut subject) = (false, true, false, Subject::Training);
         let mut args = args.iter();
         while let Some(flag) = args.next() {
             let mut value = |allowed: &str| {
@@ -56,6 +59,7 @@ impl Options {
                 "--pairs" => pairs = Some(count("--pairs", &value("a number")?)?),
                 "--quick" => quick = true,
                 "--no-torch" => torch = false,
+                "--gloo" => gloo = true,
                 "--ranks" => subject = Subject::Ranks,
                 "--gemm" => subject = Subject::Gemm,
                 other => {
@@ -71,6 +75,9 @@ impl Options {
         if subject == Subject::Ranks && cores < 2 {
             return Err(Failure::Usage("--ranks needs two cores; this machine has one".to_owned()));
         }
+        if gloo && subject != Subject::Ranks {
+            return Err(Failure::Usage("--gloo measures ranks: add --ranks".to_owned()));
+        }
         let model = if quick { TINY } else { model.unwrap_or(SMALL) };
         let default_threads = if quick || cores == 1 { vec![1] } else { vec![1, 2] };
         Ok(Options {
@@ -80,6 +87,7 @@ impl Options {
             precision,
             quick,
             torch,
+            gloo,
             subject,
         })
     }
@@ -119,7 +127,9 @@ mod tests {
         assert_eq!((options.precision.as_str(), options.threads), ("bf16", vec![2]));
         let quick = parse("--quick --model large").unwrap();
         assert_eq!((quick.model, quick.threads, quick.pairs), (TINY, vec![1], TINY.pairs));
-        for wrong in ["--model huge", "--pairs 0", "--threads 3", "--threads", "--precision f8", "--fast"] {
+        for wrong in
+            ["--model huge", "--pairs 0", "--threads 3", "--threads", "--precision f8", "--fast", "--gloo"]
+        {
             assert!(matches!(parse(wrong), Err(Failure::Usage(_))), "{wrong}");
         }
     }

@@ -1,5 +1,5 @@
-//! Two ranks of one thread against one: Phalanx with dp and with tp, PyTorch with DDP over Gloo; and what memory gives
-//! to one thread and to two, which bounds both.
+//! Two ranks of one thread against one: Phalanx with dp (threads, or processes over Gloo) and with tp, PyTorch with DDP over
+//! Gloo; and what memory gives to one thread and to two, which bounds both.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -16,6 +16,7 @@ use crate::Failure;
 enum Layout {
     One,
     Dp,
+    DpGloo,
     Tp,
     TorchOne,
     TorchDdp,
@@ -26,6 +27,7 @@ impl Layout {
         match self {
             Layout::One => "1 rank",
             Layout::Dp => "dp=2",
+            Layout::DpGloo => "dp=2, processes over Gloo",
             Layout::Tp => "tp=2",
             Layout::TorchOne => "PyTorch, 1 process",
             Layout::TorchDdp => "PyTorch DDP, 2 processes",
@@ -35,7 +37,7 @@ impl Layout {
     fn ranks(self) -> usize {
         match self {
             Layout::One | Layout::TorchOne => 1,
-            Layout::Dp | Layout::Tp | Layout::TorchDdp => 2,
+            Layout::Dp | Layout::DpGloo | Layout::Tp | Layout::TorchDdp => 2,
         }
     }
 
@@ -48,6 +50,9 @@ impl Layout {
 pub fn measure(place: &Place, options: &Options) -> Result<(Vec<Table>, String), Failure> {
     let corpus = place.corpus(&options.model)?;
     let mut layouts = vec![Layout::One, Layout::Dp, Layout::Tp];
+    if options.gloo {
+        layouts.push(Layout::DpGloo);
+    }
     if place.python.is_some() {
         layouts.extend([Layout::TorchOne, Layout::TorchDdp]);
         // Not counted: brings PyTorch's files into the page cache.
@@ -69,7 +74,12 @@ pub fn measure(place: &Place, options: &Options) -> Result<(Vec<Table>, String),
         }
     }
     let speeds_of = |layout: Layout| &speeds[layouts.iter().position(|l| *l == layout).expect("it ran")];
-    let pairs = [(Layout::Dp, Layout::One), (Layout::Tp, Layout::One), (Layout::TorchDdp, Layout::TorchOne)];
+    let pairs = [
+        (Layout::Dp, Layout::One),
+        (Layout::Tp, Layout::One),
+        (Layout::DpGloo, Layout::Dp),
+        (Layout::TorchDdp, Layout::TorchOne),
+    ];
     let ran = pairs.into_iter().filter(|(two, _)| layouts.contains(two));
     let mut rows: Vec<Row> = ran
         .map(|(two, one)| Row {
@@ -82,7 +92,7 @@ pub fn measure(place: &Place, options: &Options) -> Result<(Vec<Table>, String),
     rows.push(bandwidth(options));
     let table = Table {
         title: format!(
-            "{}, {}: two ranks of one thread against one rank of one thread",
+            "{}, {}: two ranks of one thread against one rank of one thread, or two ways of having two",
             options.model.name, options.precision
         ),
         ours: "two".to_owned(),
@@ -132,11 +142,12 @@ fn one(place: &Place, options: &Options, corpus: &Path, layout: Layout) -> Resul
                 format!("train.batch={}", layout.replicas() * model.batch),
             ];
             match layout {
-                Layout::Dp => sets.push("parallel.mesh.dp=2".to_owned()),
+                Layout::Dp | Layout::DpGloo => sets.push("parallel.mesh.dp=2".to_owned()),
                 Layout::Tp => sets.push("parallel.mesh.tp=2".to_owned()),
                 _ => {}
             }
-            place.train(corpus, layout.ranks(), &sets)?
+            let before: &[&str] = if layout == Layout::DpGloo { &["launch", "--"] } else { &[] };
+            place.train(corpus, layout.ranks(), before, &sets)?
         }
     };
     run(command, model, layout.replicas() * model.tokens(), &corpus.join("ranks.log"))

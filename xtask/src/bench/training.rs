@@ -142,7 +142,7 @@ fn one(
         _ => {
             let sets =
                 [format!("train.precision={precision}"), format!("parallel.threads_per_rank={threads}")];
-            place.train(corpus, threads, &sets)?
+            place.train(corpus, threads, &[], &sets)?
         }
     };
     run(command, model, model.tokens(), &corpus.join(format!("{}.log", program.name())))

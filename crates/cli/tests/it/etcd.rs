@@ -9,13 +9,13 @@ use crate::job::{finish, shards, wait_until};
 use crate::place::{Place, stderr};
 
 /// A server with one member, whose files are in a test's directory.
-struct Server {
+pub struct Server {
     process: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Server {
-    fn start(place: &Place) -> Server {
+    pub fn start(place: &Place) -> Server {
         let free_port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (clients, peers) = (free_port(), free_port());
         let url = |port: u16| format!("http://127.0.0.1:{port}");

@@ -191,6 +191,31 @@ fn differences_and_wrong_places_are_one_clear_error_each() {
 }
 
 #[test]
+fn a_second_job_on_the_same_directory_is_refused_and_the_first_goes_on() {
+    let place = Place::new();
+    let start = |store: &str| -> Vec<Child> {
+        let more = ["--steps", "400"];
+        (0..2).map(|rank| by_hand(&place, rank, 2, store, &more).spawn().unwrap()).collect()
+    };
+    let first = start("file:store1");
+    wait_until("the first step", || {
+        std::fs::read_to_string(place.path().join("run/metrics.jsonl")).is_ok_and(|text| !text.is_empty())
+    });
+    let holder = format!("is in use by a live run (process {})", first[0].id());
+    let second = start("file:store2").into_iter().map(|child| finish(child, Duration::from_secs(60)));
+    for (rank, output) in second.enumerate() {
+        let text = stderr(&output);
+        assert!(!output.status.success(), "{text}");
+        assert_eq!(text.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{text}");
+        assert!(rank != 0 || text.contains(&holder), "{text}");
+    }
+    for child in first {
+        let output = finish(child, Duration::from_secs(60));
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn threads_and_processes_combine() {
     let place = Place::new();
     let train = ["train", "small.toml", "--mesh", "dp=2,tp=2", "--out"];

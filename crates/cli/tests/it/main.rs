@@ -13,6 +13,8 @@ mod kill;
 mod launch;
 #[cfg(feature = "mpi")]
 mod launch_mpi;
+#[cfg(all(feature = "gloo", feature = "etcd"))]
+mod manifests;
 #[cfg(any(feature = "gloo", feature = "mpi"))]
 mod parity_processes;
 mod place;

@@ -8,6 +8,7 @@
 //! the engine, which of its own buffers are free again.
 
 use super::link::{Link, LinkError};
+use super::neighbours::Neighbours;
 use super::watch::{Interruption, Watch};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,7 +41,8 @@ pub(super) struct Header {
     pub(super) what: u64,
     /// The size that must be agreed on.
     pub(super) bytes: u64,
-    /// Where the content is: 0 if in the envelope.
+    /// Where the content is: 0 if in the envelope, else a channel, or an address between ranks that read each other's
+    /// memory.
     pub(super) channel: u64,
 }
 
@@ -58,6 +60,8 @@ pub(super) enum Kind {
     Collective = 1,
     Message = 2,
     Checksum = 3,
+    /// A rank has read what it needed of the others' memory.
+    Read = 4,
 }
 
 impl Header {
@@ -75,7 +79,8 @@ impl Header {
         let kind = match word(1) {
             1 => Kind::Collective,
             2 => Kind::Message,
-            _ => Kind::Checksum,
+            3 => Kind::Checksum,
+            _ => Kind::Read,
         };
         let header =
             Header { group: word(0), kind, number: word(2), what: word(3), bytes: word(4), channel: word(5) };
@@ -162,6 +167,7 @@ pub(crate) struct Endpoint<L: Link> {
     peers: Vec<Peer<L>>,
     link: L,
     pub(super) watch: Arc<Watch>,
+    pub(super) neighbours: Neighbours,
     channels: AtomicU64,
 }
 
@@ -171,9 +177,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl<L: Link> Endpoint<L> {
     /// Opens the office over a link whose connections stand.
-    pub(crate) fn open(link: L, watch: Arc<Watch>) -> Result<Endpoint<L>, LinkError> {
+    pub(crate) fn open(link: L, watch: Arc<Watch>, neighbours: Neighbours) -> Result<Endpoint<L>, LinkError> {
         let peers = (0..watch.size()).map(|_| Peer::new()).collect();
-        let endpoint = Endpoint { peers, link, watch, channels: AtomicU64::new(ENVELOPES + 1) };
+        let endpoint = Endpoint { peers, link, watch, neighbours, channels: AtomicU64::new(ENVELOPES + 1) };
         for from in (0..endpoint.size()).filter(|&p| p != endpoint.rank()) {
             let mut incoming = lock(&endpoint.peers[from].incoming);
             for _ in 0..AHEAD {
@@ -343,6 +349,11 @@ impl<L: Link> Endpoint<L> {
         }
     }
 
+    /// Says that what this rank shares may change although others have not read it: before an operation fails.
+    pub(super) fn let_go(&self) {
+        self.neighbours.break_seal();
+    }
+
     /// The link, for the pieces of a collective.
     pub(super) fn link(&self) -> &L {
         &self.link
@@ -386,7 +397,7 @@ mod tests {
 
     #[test]
     fn headers_come_back_as_they_went() {
-        for kind in [Kind::Collective, Kind::Message, Kind::Checksum] {
+        for kind in [Kind::Collective, Kind::Message, Kind::Checksum, Kind::Read] {
             let header =
                 Header { group: u64::MAX, kind, number: 1 << 60, what: 5, bytes: 1 << 40, channel: 77 };
             let received = Received { envelopes: 3, copies: u64::MAX };

@@ -44,14 +44,8 @@ pub(crate) fn world<L: Link>(
 ) -> Box<dyn Communicator> {
     let size = endpoint.size();
     let recorder = Arc::new(Recorder::new(flight_recorder, endpoint.watch.origin()));
-    let group = Group {
-        id: hash(&[b"world"]),
-        world_ranks: (0..size).collect(),
-        rank: endpoint.rank(),
-        endpoint: Arc::new(endpoint),
-        scratch: Mutex::default(),
-        verify,
-    };
+    let rank = endpoint.rank();
+    let group = Group::new(Arc::new(endpoint), hash(&[b"world"]), (0..size).collect(), rank, verify);
     Box::new(WireCommunicator::new(group, format!("world[0..{size}]").into(), recorder))
 }
 
@@ -232,8 +226,7 @@ impl<L: Link> Communicator for WireCommunicator<L> {
         let id =
             hash(&[&group.id.to_le_bytes(), name.as_bytes(), listed.as_bytes(), &occurrence.to_le_bytes()]);
         let endpoint = Arc::clone(&group.endpoint);
-        let new_group =
-            Group { endpoint, id, world_ranks, rank, scratch: Mutex::default(), verify: group.verify };
+        let new_group = Group::new(endpoint, id, world_ranks, rank, group.verify);
         let name = format!("{name}[{listed}]").into();
         let communicator = WireCommunicator::new(new_group, name, Arc::clone(&member.recorder));
         communicator.meet(Collective::Split)?;
@@ -321,6 +314,7 @@ impl<L: Link> Member<L> {
 
     #[cold]
     fn fail(&self, ticket: &Ticket, trouble: Trouble) -> CommError {
+        self.group.endpoint.let_go();
         self.recorder.end(ticket.record, Outcome::Failed(ticket.started.elapsed()));
         let (watch, place) = (&self.group.endpoint.watch, self.place_of(ticket));
         match trouble {
@@ -344,6 +338,7 @@ impl<L: Link> Member<L> {
     }
 
     fn out_of_order(&self, ticket: &Ticket, expected: u64) -> CommError {
+        self.group.endpoint.let_go();
         let error = CommError::OutOfOrder { place: self.place_of(ticket), expected };
         self.recorder.end(ticket.record, Outcome::Failed(ticket.started.elapsed()));
         self.group.endpoint.watch.fail(Failure::Aborted(error.to_string().into()));
@@ -446,6 +441,7 @@ impl<L: Link> Finish for Member<L> {
         if ticket.operation == Collective::Send {
             return;
         }
+        self.group.endpoint.let_go();
         self.recorder.end(ticket.record, Outcome::Failed(ticket.started.elapsed()));
         let watch = &self.group.endpoint.watch;
         watch.fail(match std::thread::panicking() {
