@@ -3,7 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::program::{BufferId, Class, Instruction, Phase, Program, ProgramMemory, SlotRegion};
+use crate::instruction::Instruction;
+use crate::program::{BufferId, Class, Phase, Program, ProgramMemory, SlotRegion};
 
 /// Slots of all microbatches that are placed one by one at most: placing takes time that grows with their square.
 const SLOTS: usize = 2048;

@@ -4,9 +4,10 @@ use graph::{Node, Op, Place, Role, ValueId};
 use mesh::{Axis, Placement};
 
 use super::{Lowering, Version};
+use crate::instruction::Instruction;
 use crate::layout::Layout;
 use crate::plan::StateHome;
-use crate::program::{BufferId, Class, Instruction, Phase};
+use crate::program::{BufferId, Class, Phase};
 
 impl Lowering<'_> {
     /// Home of a value on every axis: the layout in which it travels between pipeline ranks.

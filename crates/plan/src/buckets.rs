@@ -10,7 +10,8 @@ use std::collections::{HashMap, VecDeque};
 use graph::Op;
 use mesh::Axis;
 
-use crate::program::{Block, BufferId, Class, Collective, Instruction, Lane, Phase, Program, When};
+use crate::instruction::{Collective, Instruction, Lane, When};
+use crate::program::{Block, BufferId, Class, Phase, Program};
 
 /// Buckets and parts of buckets under way at most. Each has one or two regions of the arena checked out, of which there
 /// is a limit.
@@ -192,7 +193,7 @@ fn starts(program: &mut Program, bucket: Bucket) -> Vec<(Instruction, usize, Vec
 
 /// The same group on the communication thread.
 pub(crate) fn background(program: &mut Program, group: usize) -> usize {
-    let key = crate::program::GroupKey { lane: Lane::Background, ..program.groups[group].clone() };
+    let key = crate::instruction::GroupKey { lane: Lane::Background, ..program.groups[group].clone() };
     program.groups.iter().position(|g| *g == key).unwrap_or_else(|| {
         program.groups.push(key);
         program.groups.len() - 1

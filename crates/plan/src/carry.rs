@@ -9,7 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::buckets::background;
-use crate::program::{BufferId, Class, Collective, Instruction, Phase, Program, When};
+use crate::instruction::{Collective, Instruction, When};
+use crate::program::{BufferId, Class, Phase, Program};
 
 /// Gathers under way from one step to the next at most.
 const CARRIED: usize = 64;

@@ -8,9 +8,10 @@ use graph::{Dim, Graph, IndexKind, Op, Signature, StateKind};
 use mesh::{Axis, AxisSet, Placement, Reduce};
 
 use crate::error::PlanError;
+use crate::instruction::{Collective, GroupKey, Instruction};
 use crate::layout::Layout;
 use crate::plan::Plan;
-use crate::program::{Block, BufferId, Collective, GroupKey, Instruction, Phase, Program};
+use crate::program::{Block, BufferId, Phase, Program};
 
 /// Checks one Program: every read finds its value in the stated layout, every operation is legal on every axis, every
 /// collective is the one that its two layouts call for, nothing of a microbatch reaches the update but by

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::PlanError;
-use crate::program::{BufferId, Collective, Instruction, Program};
+use crate::instruction::{Collective, Instruction};
+use crate::program::{BufferId, Program};
 
 /// Checks every run of a step in order.
 ///

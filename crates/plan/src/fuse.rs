@@ -3,7 +3,8 @@
 
 use graph::{Dim, Op};
 
-use crate::program::{Block, BufferId, Instruction, Phase, Program};
+use crate::instruction::Instruction;
+use crate::program::{Block, BufferId, Phase, Program};
 
 /// Fuses, in every block:
 /// - a contraction and the addition of a bias to it ([`Op::Linear`]): the sums are rounded and written once;

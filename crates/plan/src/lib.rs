@@ -14,6 +14,7 @@ mod check;
 mod error;
 mod flight;
 mod fuse;
+mod instruction;
 mod layout;
 mod legal;
 mod lower;
@@ -33,13 +34,11 @@ mod strips_tests;
 pub use buckets::IN_FLIGHT;
 pub use check::{check, check_world};
 pub use error::PlanError;
+pub use instruction::{Collective, GroupKey, Instruction, Lane, When};
 pub use layout::Layout;
 pub use legal::{Choice, Chooser};
 pub use lower::lower;
 pub use plan::{BUCKET_BYTES, Parallel, Plan, StateHome};
-pub use program::{
-    Block, Buffer, BufferId, Class, Collective, GroupKey, Instruction, Lane, Phase, Program, ProgramMemory,
-    SlotRegion, When,
-};
+pub use program::{Block, Buffer, BufferId, Class, Phase, Program, ProgramMemory, SlotRegion};
 pub use runs::{Run, Unread, Validation};
 pub use strips::STRIP_ALIGN;

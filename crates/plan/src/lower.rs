@@ -8,10 +8,11 @@ use memory::DType;
 use mesh::{Axis, Placement};
 
 use crate::error::PlanError;
+use crate::instruction::{GroupKey, Instruction};
 use crate::layout::Layout;
 use crate::legal::{self, Choice, Chooser, Operand};
 use crate::plan::Plan;
-use crate::program::{Block, Buffer, BufferId, Class, GroupKey, Instruction, Phase, Program};
+use crate::program::{Block, Buffer, BufferId, Class, Phase, Program};
 
 #[path = "boundary.rs"]
 mod boundary;

@@ -9,7 +9,8 @@
 use std::collections::VecDeque;
 
 use crate::buckets::background;
-use crate::program::{Block, BufferId, Class, Collective, Instruction, Phase, Program, When};
+use crate::instruction::{Collective, Instruction, When};
+use crate::program::{Block, BufferId, Class, Phase, Program};
 
 /// Collectives of a kind under way in a block at most.
 pub(crate) const IN_BLOCK: usize = 15;

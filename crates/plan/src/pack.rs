@@ -3,7 +3,8 @@
 
 use graph::{Dim, Op};
 
-use crate::program::{Block, Buffer, BufferId, Class, Instruction, Phase, Program};
+use crate::instruction::Instruction;
+use crate::program::{Block, Buffer, BufferId, Class, Phase, Program};
 
 /// Lanes and depth of the squares that kernels pack: extents are rounded up to them.
 const SQUARE: usize = 32;

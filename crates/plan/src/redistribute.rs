@@ -3,9 +3,10 @@
 use graph::{Dim, ValueId};
 use mesh::{Axis, AxisSet, Placement, Reduce};
 
+use crate::instruction::{Collective, GroupKey, Instruction, When};
 use crate::layout::Layout;
 use crate::lower::{Lowering, Version};
-use crate::program::{BufferId, Collective, GroupKey, Instruction, When};
+use crate::program::BufferId;
 
 impl Lowering<'_> {
     /// Emits what turns `from` into `target` in block `block`. `may_overwrite`: nobody reads `from` afterwards.

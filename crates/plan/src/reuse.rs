@@ -3,7 +3,8 @@
 
 use graph::Op;
 
-use crate::program::{BufferId, Class, Instruction, Phase, Program};
+use crate::instruction::Instruction;
+use crate::program::{BufferId, Class, Phase, Program};
 
 /// Lets every [`Op::SumExpBackward`] whose logits are not read afterwards work in place.
 pub(crate) fn reuse(program: &mut Program) {

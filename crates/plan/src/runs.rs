@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use schedule::Action;
 
-use crate::program::{Block, BufferId, Instruction, Phase, Program, When};
+use crate::instruction::{Instruction, When};
+use crate::program::{Block, BufferId, Phase, Program};
 
 /// One run of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

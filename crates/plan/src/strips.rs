@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 
 use graph::Op;
 
-use crate::program::{Block, Buffer, BufferId, Class, Instruction, Phase, Program};
+use crate::instruction::Instruction;
+use crate::program::{Block, Buffer, BufferId, Class, Phase, Program};
 
 /// Strips have a multiple of so many rows, so that those of every buffer begin where regions of the arena may.
 pub const STRIP_ALIGN: usize = 32;

@@ -5,9 +5,10 @@ use graph::{Node, Op, Place, Role, StateKind, ValueId};
 use mesh::{Axis, AxisSet, Placement, Reduce};
 
 use super::{Lowering, Version};
+use crate::instruction::{GroupKey, Instruction, Lane};
 use crate::layout::Layout;
 use crate::plan::StateHome;
-use crate::program::{BufferId, GroupKey, Instruction, Lane, Phase};
+use crate::program::{BufferId, Phase};
 
 impl Lowering<'_> {
     pub(super) fn update_node(&mut self, node: &Node) {

@@ -11,9 +11,10 @@ use mesh::Axis;
 use schedule::{Kind, Schedule};
 
 use super::Lowering;
+use crate::instruction::Instruction;
 use crate::layout::Layout;
 use crate::plan::Plan;
-use crate::program::{BufferId, Instruction, Phase, Program};
+use crate::program::{BufferId, Phase, Program};
 use crate::runs::{Unread, Validation};
 
 impl Lowering<'_> {
