@@ -296,14 +296,10 @@ impl Executor {
         input: &StepInput<'_>,
         work: impl FnOnce(&mut Step<'_, '_>) -> Result<R, RuntimeError>,
     ) -> Result<R, RuntimeError> {
-        let mut step = Step::new(self, program, input, batch);
-        let result = work(&mut step);
+        let result = work(&mut Step::new(self, program, input, batch));
         if let Err(error) = &result {
             // Before what is under way is dropped, which would be the first reason that peers hear.
             self.world.abort_handle().abort(&format!("rank {}: {error}", self.rank()));
-        }
-        drop(step);
-        if result.is_err() {
             self.in_flight.borrow_mut().clear();
         }
         result

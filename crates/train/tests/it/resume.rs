@@ -85,8 +85,11 @@ fn a_run_goes_on_in_any_layout_with_its_optimizer_state() {
     }
 }
 
-/// Steps as a run reports them, without its times, and what it wrote.
-fn told(config: &Config, dir: &Path, out: &str) -> (Vec<(u64, [u64; 3])>, Vec<f64>, Vec<(String, Vec<f64>)>) {
+/// Steps as a run reports them, without its times (loss, norm and rate as bits); losses of validation; and what it wrote.
+type Told = (Vec<(u64, [u64; 3])>, Vec<f64>, Vec<(String, Vec<f64>)>);
+
+/// What a run tells.
+fn told(config: &Config, dir: &Path, out: &str) -> Told {
     let told = Mutex::new((Vec::new(), Vec::new()));
     let options = RunOptions { out: Some(dir.join(out)), runs: dir.join("runs"), ..RunOptions::default() };
     let observer = |event: Event<'_>| match event {
