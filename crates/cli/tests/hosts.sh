@@ -76,7 +76,8 @@ connected() {
     for from in 1 2 3; do
         for to in 1 2 3 254; do
             for _ in $(seq 100); do
-                timeout 1 ip netns exec "$tag-$from" bash -c ": </dev/tcp/10.77.0.$to/9" 2>&1 | grep -q refused && continue 2
+                [[ $(timeout 1 ip netns exec "$tag-$from" bash -c ": </dev/tcp/10.77.0.$to/9" 2>&1) == *refused* ]] &&
+                    continue 2
                 sleep 0.1
             done
             fail "host $from does not reach 10.77.0.$to"
