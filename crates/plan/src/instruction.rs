@@ -174,7 +174,7 @@ pub enum Instruction {
         outputs: Vec<BufferId>,
         /// Elements per piece; of a bucket, from the first one's begin to the last one's end.
         count: usize,
-        /// Position in [`Program::groups`].
+        /// Position in [`groups`](crate::Program::groups).
         group: usize,
         /// Names this start for its wait.
         ticket: usize,
