@@ -301,9 +301,6 @@ impl Executor {
         if let Err(error) = &result {
             // Before what is under way is dropped, which would be the first reason that peers hear.
             self.world.abort_handle().abort(&format!("rank {}: {error}", self.rank()));
-        }
-        drop(step);
-        if result.is_err() {
             self.in_flight.borrow_mut().clear();
         }
         result
