@@ -99,7 +99,7 @@ impl Framing {
         let encoding = self.encode(text, text.len())?;
         let all = std::iter::once(&encoding).chain(encoding.get_overflowing());
         let parts = all.filter(|part| part.get_special_tokens_mask().contains(&0));
-        Ok(parts.map(|part| framed(part)).collect())
+        Ok(parts.map(framed).collect())
     }
 
     /// A list of words, cut to the length.
