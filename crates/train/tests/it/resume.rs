@@ -85,10 +85,15 @@ fn a_run_goes_on_in_any_layout_with_its_optimizer_state() {
     }
 }
 
-/// Steps as a run reports them, without its times (loss, norm and rate as bits); losses of validation; and what it wrote.
-type Told = (Vec<(u64, [u64; 3])>, Vec<f64>, Vec<(String, Vec<f64>)>);
+/// What a run says and leaves behind.
+#[derive(Debug, PartialEq)]
+struct Told {
+    /// Number of each step; loss, norm and learning rate: bits.
+    steps: Vec<(u64, [u64; 3])>,
+    validations: Vec<f64>,
+    states: Vec<(String, Vec<f64>)>,
+}
 
-/// What a run tells.
 fn told(config: &Config, dir: &Path, out: &str) -> Told {
     let told = Mutex::new((Vec::new(), Vec::new()));
     let options = RunOptions { out: Some(dir.join(out)), runs: dir.join("runs"), ..RunOptions::default() };
@@ -101,7 +106,7 @@ fn told(config: &Config, dir: &Path, out: &str) -> Told {
     };
     let summary = train(config, &options, &observer).unwrap_or_else(|e| panic!("{e}"));
     let (steps, validations) = told.into_inner().unwrap();
-    (steps, validations, states(summary.checkpoint.as_deref().unwrap()))
+    Told { steps, validations, states: states(summary.checkpoint.as_deref().unwrap()) }
 }
 
 #[test]
@@ -118,9 +123,8 @@ fn a_run_that_validates_its_updates_afterwards_is_the_same_run() {
             told(&config, dir.path(), &format!("{number}-{post_validation}"))
         };
         let (waits, does_not) = (of(false), of(true));
-        assert_eq!(waits.0.len(), 20);
-        assert!(waits.0.iter().map(|(step, _)| *step).eq(1..=20));
-        assert!(waits == does_not, "{clip_norm}: {:?} {:?}", waits.0, does_not.0);
+        assert!(waits.steps.iter().map(|(step, _)| *step).eq(1..=20));
+        assert!(waits == does_not, "{clip_norm}: {:?} {:?}", waits.steps, does_not.steps);
     }
 }
 
