@@ -114,10 +114,7 @@ impl Explanation {
             "  parameters: weights between steps. gradients: their sums over microbatches. optimizer: moments."
         )?;
         writeln!(f, "  activations: kept from forward to backward, for all microbatches in flight.")?;
-        writeln!(
-            f,
-            "  buffers: temporaries beside the activations, results of the step, scratch of kernels."
-        )?;
+        writeln!(f, "  buffers: temporaries of the largest block, results of the step, scratch of kernels.")?;
         let most = self.recomputed.iter().max_by(|a, b| a.extra_fraction.total_cmp(&b.extra_fraction));
         if let Some(most) = most {
             writeln!(
