@@ -426,6 +426,8 @@ fn with_vocab(config: &Config, built: &Built) -> Config {
     let mut config = config.clone();
     if config.model.from.is_none() && config.task != Task::ImageClassify {
         config.model.vocab_size = Some(built.vocab_size);
+        // A tokenizer whose texts have fewer tokens than it may learn has learnt all of them.
+        config.data.tokenizer_vocab = config.data.tokenizer_vocab.map(|most| most.min(built.vocab_size));
     }
     config
 }
