@@ -55,6 +55,17 @@ fn a_classifier_is_trained_evaluated_exported_and_fine_tuned() {
     );
 }
 
+/// A tokenizer of words has no more of them than the texts, whatever it may learn.
+#[test]
+fn a_run_whose_texts_have_few_words_is_evaluated_and_continued() {
+    let place = place();
+    let words = ["--set", "data.tokenizer_kind=words", "--set", "data.tokenizer_vocab=2000"];
+    place.succeed(&[&["train", "spam.toml", "--out", "run"], &words[..]].concat());
+    let report = place.json(&["evaluate", "run", "--json"]);
+    assert_eq!(report["num_examples"].as_u64(), Some(12), "{report}");
+    place.succeed(&[&["train", "spam.toml", "--resume", "run", "--steps", "6"], &words[..]].concat());
+}
+
 #[test]
 fn data_of_tasks() {
     let place = place();
