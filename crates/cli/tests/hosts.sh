@@ -6,6 +6,7 @@
 set -euo pipefail
 
 phalanx=$(realpath "$1")
+source "$(dirname "$(realpath "$0")")/small_run.sh"
 # What cannot be done here is named; where everything must be done, it is a failure.
 skip() {
     echo "skipped: $1"
@@ -51,23 +52,7 @@ else
 fi
 
 cd "$work"
-for i in $(seq 400); do echo "Line $i says that $((i * 7 % 31)) and $((i * 5 % 17)) are not alike."; done >text.txt
-cat >small.toml <<'T'
-[model]
-family = "llama"
-num_layers = 4
-embed = 32
-num_heads = 4
-vocab_size = 300
-[data]
-text = ["text.txt"]
-tokenizer_vocab = 300
-sequence_length = 16
-[train]
-steps = 200
-batch = 6
-eval_every = 0
-T
+write_small_run
 
 # Waits until every host reaches every other and the bridge: a link that was just set up carries nothing for up to a
 # second, and mpirun gives a host up at its first refusal. That a port refuses is an answer.
@@ -130,13 +115,6 @@ start_mpi() {
         "$work/rank" train small.toml --mesh dp=3 --out "$job" "$@" >"$job.out" 2>"$job.err" &
     ranks=($!)
     pids+=($!)
-}
-
-same_bits_as_threads() { # run
-    local shard
-    for shard in threads/checkpoints/step-00000200/*.safetensors; do
-        cmp "$shard" "$1/checkpoints/step-00000200/${shard##*/}" || fail "other bits than threads"
-    done
 }
 
 # The three checks over one engine: its name, how it starts, and how long the news of a cut may take (ms).

@@ -7,6 +7,7 @@ set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
 sbatch_file=$here/../../../deploy/slurm.sbatch
+source "$here/small_run.sh"
 export PATH=$PATH:/usr/sbin:/sbin
 
 # What cannot be done here is named; where everything must be done, it is a failure.
@@ -93,23 +94,7 @@ until [ "$(timeout 5 sinfo -h -t idle -o %D 2>/dev/null)" = 2 ]; do
     sleep 0.2
 done
 
-for i in $(seq 400); do echo "Line $i says that $((i * 7 % 31)) and $((i * 5 % 17)) are not alike."; done >text.txt
-cat >small.toml <<'C'
-[model]
-family = "llama"
-num_layers = 4
-embed = 32
-num_heads = 4
-vocab_size = 300
-[data]
-text = ["text.txt"]
-tokenizer_vocab = 300
-sequence_length = 16
-[train]
-steps = 200
-batch = 6
-eval_every = 0
-C
+write_small_run
 layout=(--mesh dp=2,tp=2)
 phalanx train small.toml "${layout[@]}" --out threads >/dev/null 2>threads.out || fail "threads do not train"
 
@@ -136,13 +121,6 @@ ends() { # job, how
 until_step() { # run, step
     for _ in $(seq 600); do grep -qs "^step $2/" "$1.out" && return || sleep 0.1; done
     fail "$1 does not come to step $2"
-}
-
-same_bits_as_threads() { # run
-    local shard
-    for shard in threads/checkpoints/step-00000200/*.safetensors; do
-        cmp "$shard" "$1/checkpoints/step-00000200/${shard##*/}" || fail "$1 has other bits than threads"
-    done
 }
 
 ends "$(submit plain)" COMPLETED

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use graph::{Graph, Recompute};
 use memory::DType;
-use models::{Decoder, Family, Given, Optimizer, OptimizerKind, Precision, Step, Variant, train_step};
+use models::{Decoder, Family, Given, Precision, Step, Variant, train_step};
 use schedule::{Schedule, generators};
 
+use crate::lower_tests::optimizer;
 use crate::{BufferId, Chooser, Class, Parallel, Plan, Program, lower};
 
 /// A step of nine layers over few tokens each, of which no extent divides evenly.
@@ -27,16 +28,7 @@ fn graph(family: Family, recompute: Recompute) -> Graph {
         norm_eps: 1e-5,
         variant: Variant::default(),
     };
-    let optimizer = Optimizer {
-        kind: OptimizerKind::AdamW,
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        momentum: 0.0,
-        nesterov: false,
-        weight_decay: 0.1,
-        clip_norm: 1.0,
-        post_validation: false,
-    };
+    let optimizer = optimizer();
     let step = Step { batch: 60, sequence_length: 64 };
     let given = Given { key_index: false, labels: true };
     train_step(&decoder, &optimizer, step, &given, recompute, Precision::Uniform).unwrap()

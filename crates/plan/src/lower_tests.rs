@@ -29,12 +29,9 @@ fn decoder(family: Family, tied: bool) -> Decoder {
     }
 }
 
-pub(crate) fn graph(family: Family, tied: bool, recompute: Recompute) -> Graph {
-    graph_in(family, tied, recompute, Precision::Uniform)
-}
-
-fn graph_in(family: Family, tied: bool, recompute: Recompute, precision: Precision) -> Graph {
-    let optimizer = Optimizer {
+/// AdamW with clipping.
+pub(crate) fn optimizer() -> Optimizer {
+    Optimizer {
         kind: OptimizerKind::AdamW,
         betas: [0.9, 0.95],
         eps: 1e-8,
@@ -43,7 +40,15 @@ fn graph_in(family: Family, tied: bool, recompute: Recompute, precision: Precisi
         weight_decay: 0.1,
         clip_norm: 1.0,
         post_validation: false,
-    };
+    }
+}
+
+pub(crate) fn graph(family: Family, tied: bool, recompute: Recompute) -> Graph {
+    graph_in(family, tied, recompute, Precision::Uniform)
+}
+
+fn graph_in(family: Family, tied: bool, recompute: Recompute, precision: Precision) -> Graph {
+    let optimizer = optimizer();
     let step = Step { batch: 12, sequence_length: 16 };
     let given = Given { key_index: false, labels: true };
     train_step(&decoder(family, tied), &optimizer, step, &given, recompute, precision).unwrap()

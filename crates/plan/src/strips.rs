@@ -7,6 +7,7 @@
 //! they exchange maxima and sums in between: their logits, a part of each row, are held as a whole.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use graph::Op;
 
@@ -119,10 +120,9 @@ impl Head {
         for at in self.makers {
             made.extend(roots(program, results(&program.blocks[forward].instructions[at])));
         }
-        let Some(follow) = followers(program, forward, self.makers[0].., &self.makers, &mut made) else {
-            return false;
-        };
-        let Some(later) = followers(program, backward, ..place, &gradients.body, &mut made) else {
+        let behind = self.makers[0]..program.blocks[forward].instructions.len();
+        let Some(follow) = followers(program, forward, behind, &self.makers, &mut made) else { return false };
+        let Some(later) = followers(program, backward, 0..place, &gradients.body, &mut made) else {
             return false;
         };
 
@@ -196,14 +196,13 @@ impl Gradients {
 fn followers(
     program: &Program,
     block: usize,
-    part: impl std::slice::SliceIndex<[usize], Output = [usize]>,
+    part: Range<usize>,
     except: &[usize],
     made: &mut BTreeSet<BufferId>,
 ) -> Option<Vec<usize>> {
     let touched = program.touched(block);
-    let all: Vec<usize> = (0..touched.len()).collect();
     let mut found = Vec::new();
-    for at in all[part].iter().copied().filter(|at| !except.contains(at)) {
+    for at in part.filter(|at| !except.contains(at)) {
         if !touched[at].iter().any(|root| made.contains(root)) {
             continue;
         }

@@ -46,8 +46,7 @@ pub fn scratch_bytes(plan: &Plan, program: &Program, threads: usize) -> usize {
     let computes = program.blocks.iter().flat_map(|b| &b.instructions).map(|i| match i {
         Instruction::Compute { op, inputs, outputs, .. } => bytes(op, inputs, outputs),
         Instruction::Strips { body, held, rows } => {
-            let strips = strips::bind(&binder, program, body, *held, *rows);
-            strips::scratch_bytes(&strips, plan.narrow, threads)
+            strips::scratch_bytes(&binder, program, body, *held, *rows, threads)
         }
         _ => 0,
     });
@@ -233,7 +232,7 @@ impl Binder<'_> {
         (tables::index(self.plan, vocab, &logits.layout, &self.coord), self.plan.digits(vocab).size())
     }
 
-    fn contract(&self, a: &Buffer, b: &Buffer, c: &Buffer, accumulate: bool) -> Gemm {
+    pub fn contract(&self, a: &Buffer, b: &Buffer, c: &Buffer, accumulate: bool) -> Gemm {
         let is_row = |d: &Dim| c.dims.contains(d);
         let product = |buffer: &Buffer, rows: bool| -> usize {
             let shape = self.shape(buffer);

@@ -1,11 +1,12 @@
 //! Computations for some rows after others ([`Instruction::Strips`]): the part of each buffer that a strip works on, and
 //! its kernels.
 
-use memory::{DType, Span};
+use graph::Op;
+use memory::Span;
 use plan::{BufferId, Instruction, Program};
 
 use crate::bind::Binder;
-use crate::kernel::Kernel;
+use crate::kernel::{Gemm, Kernel};
 
 /// Some rows of all.
 #[derive(Debug)]
@@ -47,54 +48,73 @@ pub(crate) fn bind(
             with_rows.push((id, elements * other.dtype.size_bytes()));
         }
     }
+    let whole: Vec<Kernel> = body.iter().map(|part| kernel(binder, program, part)).collect();
     let strip = |start: usize| {
         let count = rows.min(all - start);
-        let kernels = body.iter().map(|i| kernel(binder, program, i, row_dims, count, start == 0)).collect();
+        let kernels = body.iter().zip(&whole).map(|(part, kernel)| match kernel {
+            Kernel::Gemm(gemm) => {
+                let maps = has_rows(program, part, row_dims);
+                Kernel::Gemm(of_rows(*gemm, maps, count, start == 0))
+            }
+            // The extents of others are those of what they are given.
+            other => other.clone(),
+        });
         let part = |(id, bytes): &(BufferId, usize)| {
             let first = if program.buffer(*id).storage == buffer.storage { 0 } else { start };
             (*id, Span { offset: first * bytes, len: count * bytes })
         };
-        Strip { kernels, parts: with_rows.iter().map(part).collect() }
+        Strip { kernels: kernels.collect(), parts: with_rows.iter().map(part).collect() }
     };
     (0..all).step_by(rows).map(strip).collect()
 }
 
-/// The kernel of one computation for `rows` rows.
-fn kernel(
-    binder: &Binder<'_>,
-    program: &Program,
-    computation: &Instruction,
-    row_dims: &[graph::Dim],
-    rows: usize,
-    first: bool,
-) -> Kernel {
+/// The kernel of one computation for all rows.
+fn kernel(binder: &Binder<'_>, program: &Program, computation: &Instruction) -> Kernel {
     let Instruction::Compute { op, inputs, outputs, accumulate, .. } = computation else {
         unreachable!("checked: strips are of computations")
     };
     let buffers = |ids: &[BufferId]| ids.iter().map(|b| program.buffer(*b)).collect::<Vec<_>>();
-    let results = buffers(outputs);
-    let mut kernel = binder.kernel(op, &buffers(inputs), &results, *accumulate);
-    // The extents of other kernels are those of what they are given.
-    if let Kernel::Gemm(gemm) = &mut kernel {
-        match results[0].dims.starts_with(row_dims) {
-            true => gemm.m = rows,
-            false => {
-                gemm.k = rows;
-                gemm.accumulate |= !first;
-            }
-        }
+    binder.kernel(op, &buffers(inputs), &buffers(outputs), *accumulate)
+}
+
+/// Whether a computation's results have rows.
+fn has_rows(program: &Program, computation: &Instruction, row_dims: &[graph::Dim]) -> bool {
+    computation.uses().1.iter().all(|id| program.buffer(*id).dims.starts_with(row_dims))
+}
+
+/// A product of some rows: it has as many, or sums over as many and adds to what earlier strips have left.
+fn of_rows(product: Gemm, maps: bool, rows: usize, first: bool) -> Gemm {
+    match maps {
+        true => Gemm { m: rows, ..product },
+        false => Gemm { k: rows, accumulate: product.accumulate || !first, ..product },
     }
-    kernel
 }
 
 /// Bytes of scratch memory that the products of a strip need.
-pub(crate) fn scratch_bytes(strips: &[Strip], dtype: DType, threads: usize) -> usize {
-    let kernels = strips.iter().flat_map(|s| &s.kernels);
-    kernels
-        .map(|kernel| match kernel {
-            Kernel::Gemm(gemm) => gemm.scratch_bytes(dtype, threads),
-            _ => 0,
-        })
-        .max()
-        .unwrap_or(0)
+pub(crate) fn scratch_bytes(
+    binder: &Binder<'_>,
+    program: &Program,
+    body: &[Instruction],
+    held: BufferId,
+    rows: usize,
+    threads: usize,
+) -> usize {
+    let buffer = program.buffer(held);
+    let shape = binder.plan.local_shape(&buffer.dims, &buffer.layout);
+    let leading = &shape[..shape.len() - 1];
+    let all: usize = leading.iter().product();
+    let products = body.iter().filter_map(|part| match part {
+        Instruction::Compute { op: Op::Contract | Op::Linear, inputs, outputs, .. } => {
+            let [a, b, c] = [inputs[0], inputs[1], outputs[0]].map(|id| program.buffer(id));
+            let maps = has_rows(program, part, &buffer.dims[..leading.len()]);
+            Some((binder.contract(a, b, c, false), maps, a.dtype))
+        }
+        _ => None,
+    });
+    // Every strip has `rows` rows, but the last one, which has the rest.
+    let extents = [rows, all - (all - 1) / rows * rows];
+    let bytes = products.flat_map(|(product, maps, dtype)| {
+        extents.map(|rows| of_rows(product, maps, rows, true).scratch_bytes(dtype, threads))
+    });
+    bytes.max().unwrap_or(0)
 }

@@ -20,7 +20,7 @@ use memory::{DType, Region, RegionMut};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::ptr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Pieces on their way to or from one peer at a time.
@@ -58,7 +58,7 @@ pub(super) struct Group<L: Link> {
     /// This rank within the group.
     pub(super) rank: usize,
     /// Room for the pieces of peers that are about to be added up; kept from one reduction to the next.
-    pub(super) scratch: Mutex<Vec<u64>>,
+    scratch: Mutex<Vec<u64>>,
     pub(super) verify: bool,
     /// Whether the members read each other's memory.
     direct: bool,
@@ -123,6 +123,16 @@ impl<L: Link> Group<L> {
 
     pub(super) fn size(&self) -> usize {
         self.world_ranks.len()
+    }
+
+    /// Room for `bytes` bytes of peers.
+    pub(super) fn scratch(&self, bytes: usize) -> MutexGuard<'_, Vec<u64>> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = bytes.div_ceil(8);
+        if scratch.len() < words {
+            scratch.resize(words, 0);
+        }
+        scratch
     }
 
     /// The other members, beginning with the one after this rank, so that not all send to the same one first.
@@ -397,11 +407,7 @@ impl<L: Link> Exchange<'_, L> {
     /// Reduces `target` of two ranks, each of which receives all of the other's.
     fn swap(&self, dtype: DType, op: Reduce, target: Memory) -> Result<(), Trouble> {
         let (rank, peer) = (self.group.rank, 1 - self.group.rank);
-        let mut scratch = self.group.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let words = target.bytes.div_ceil(8);
-        if scratch.len() < words {
-            scratch.resize(words, 0);
-        }
+        let mut scratch = self.group.scratch(target.bytes);
         let theirs = scratch.as_mut_ptr().cast::<u8>();
         // Dropped before `scratch`, also when an error leaves early.
         let mut flight = Flight::new();
@@ -430,11 +436,7 @@ impl<L: Link> Exchange<'_, L> {
         let (n, rank) = (self.group.size(), self.group.rank);
         let own = segment_of(rank);
         let num_blocks = (0..n).map(|p| segment_of(p).len()).max().unwrap_or(0).div_ceil(PIECE_BYTES);
-        let mut scratch = self.group.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let words = 2 * n * PIECE_BYTES / 8;
-        if scratch.len() < words {
-            scratch.resize(words, 0);
-        }
+        let mut scratch = self.group.scratch(2 * n * PIECE_BYTES);
         let room = scratch.as_mut_ptr().cast::<u8>();
         let slot = |block: usize, peer: usize| room.wrapping_add((block % 2 * n + peer) * PIECE_BYTES);
         // Dropped before `scratch`, also when an error leaves early.

@@ -14,7 +14,6 @@ use crate::{Collective, Reduce};
 use memory::DType;
 use std::ops::Range;
 use std::ptr;
-use std::sync::PoisonError;
 
 /// What is read from each rank before it is added up: with the accumulators it fits a second-level cache.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -109,11 +108,7 @@ impl<L: Link> Reading<'_, L> {
         result: *mut u8,
     ) -> Result<(), Trouble> {
         let (n, rank) = (self.group.size(), self.group.rank);
-        let mut scratch = self.group.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let words = n * BLOCK_BYTES / 8;
-        if scratch.len() < words {
-            scratch.resize(words, 0);
-        }
+        let mut scratch = self.group.scratch(n * BLOCK_BYTES);
         let room = scratch.as_mut_ptr().cast::<u8>();
         let slot = |peer: usize| room.wrapping_add(peer * BLOCK_BYTES);
         for start in range.clone().step_by(BLOCK_BYTES) {
@@ -137,11 +132,7 @@ impl<L: Link> Reading<'_, L> {
     /// Reduces `target` of two ranks, each of which reads all of the other's.
     fn swap(&self, ticket: &Ticket, dtype: DType, op: Reduce, target: Memory) -> Result<(), Trouble> {
         let rank = self.group.rank;
-        let mut scratch = self.group.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let words = target.bytes.div_ceil(8);
-        if scratch.len() < words {
-            scratch.resize(words, 0);
-        }
+        let mut scratch = self.group.scratch(target.bytes);
         let theirs = scratch.as_mut_ptr().cast::<u8>();
         self.read(1 - rank, &(0..target.bytes), theirs)?;
         // The other one may still be reading what the sum is about to replace.

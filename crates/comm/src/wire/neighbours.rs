@@ -94,8 +94,7 @@ impl Neighbours {
             let text = wait_for(store, &key("seal", other), limit, interrupted)?;
             seals[other] = Seal::parse(&text).filter(|seal| willing && seal.is_whole());
         }
-        let reads = |seals: &[Option<Seal>]| beside.iter().copied().filter(|&r| seals[r].is_some()).collect();
-        readers[rank] = reads(&seals);
+        readers[rank] = beside.iter().copied().filter(|&other| seals[other].is_some()).collect();
         let listed: Vec<String> = readers[rank].iter().map(usize::to_string).collect();
         store.set(&key("reads", rank), listed.join(" ").as_bytes())?;
         for &other in &beside {

@@ -389,7 +389,7 @@ impl Batch for TaskBatch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use data::{Column, ContentHash, ExampleStore};
 
     use super::*;
@@ -435,7 +435,7 @@ mod tests {
         }
     }
 
-    fn reals<'a>(inputs: &'a Inputs, name: &str) -> &'a [f64] {
+    pub(in crate::tasks) fn reals<'a>(inputs: &'a Inputs, name: &str) -> &'a [f64] {
         match &inputs[name] {
             Input::Reals(values) => values,
             Input::Ints(..) => panic!("{name} is integer"),

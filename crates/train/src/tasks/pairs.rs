@@ -49,13 +49,7 @@ pub(super) fn insert_partners(loss: PairLoss, scores: &[Option<f64>], inputs: &m
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn reals<'a>(inputs: &'a Inputs, name: &str) -> &'a [f64] {
-        match &inputs[name] {
-            Input::Reals(values) => values,
-            Input::Ints(..) => panic!("{name} is integer"),
-        }
-    }
+    use crate::tasks::batch::tests::reals;
 
     #[test]
     fn the_first_of_a_pair_looks_for_its_second_among_all_seconds() {
