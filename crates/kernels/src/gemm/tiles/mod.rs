@@ -30,7 +30,7 @@ const WORTH_A_THREAD_TO_PACK: usize = 1 << 16;
 
 /// Bytes of a c of bf16 above which it is written past the caches. A smaller one is read again before it has left them:
 /// at 4 MiB a training step was 1.4 % slower than without, at 16 MiB it is 2.5 % faster.
-const STREAMED: usize = 16 << 20;
+pub(super) const STREAMED: usize = 16 << 20;
 
 /// Bytes of scratch for one part of a product; a multiple of 64.
 pub(super) fn scratch_bytes(extents: [usize; 3]) -> usize {
