@@ -8,8 +8,12 @@ use crate::pending::Ticket;
 use crate::reduce::fold;
 use crate::{Collective, Reduce};
 use memory::{DType, Region, RegionMut};
+use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::Ordering;
+
+/// What is reduced at a time for all ranks: it is still in the cache when it goes to the others.
+const BLOCK_BYTES: usize = 64 << 10;
 
 /// Between two looks at whether the world has failed, at most so much is moved.
 const STRETCH_BYTES: usize = 4 << 20;
@@ -64,14 +68,7 @@ pub(super) fn execute(
     match ticket.operation {
         Collective::AllReduce if inline => peers.reduce(dtype, op, target, 0, target_bytes)?,
         Collective::AllReduce => {
-            let own = segment(target_bytes, n, rank);
-            // Only we read segment `rank` of anybody, our own included, so it may be replaced while others work.
-            peers.reduce(dtype, op, target.wrapping_add(own.start), own.start, own.len())?;
-            peers.meet()?;
-            for peer in (0..n).filter(|&p| p != rank) {
-                let theirs = segment(target_bytes, n, peer);
-                peers.copy(peer, theirs.start, target.wrapping_add(theirs.start), theirs.len())?;
-            }
+            peers.reduce_everywhere(dtype, op, segment(target_bytes, n, rank))?;
             peers.meet()?;
         }
         Collective::ReduceScatter => {
@@ -158,6 +155,36 @@ impl Peers<'_> {
             unsafe {
                 let source = |peer: usize| self.shared(peer).add(offset + begin);
                 fold(dtype, op, target.add(begin), source, self.group.size(), len);
+            }
+        }
+        Ok(())
+    }
+
+    /// Of what all ranks share to be changed in place, this range becomes its reduction, on all ranks. Who writes to
+    /// the others what it has just read of them brings each line into its cache once, and not twice as one who reads
+    /// their results later.
+    fn reduce_everywhere(&self, dtype: DType, op: Reduce, range: Range<usize>) -> Result<(), Interruption> {
+        if self.group.size() == 1 {
+            return Ok(());
+        }
+        let touch = self.group.touch(self.rank)?;
+        for stretch in range.clone().step_by(STRETCH_BYTES) {
+            if touch.must_stop() {
+                return Err(Interruption::Failed);
+            }
+            let end = range.end.min(stretch + STRETCH_BYTES);
+            for begin in (stretch..end).step_by(BLOCK_BYTES) {
+                let len = BLOCK_BYTES.min(end - begin);
+                // SAFETY: as in `reduce`. All regions were given to be written to, and of each, this range is touched by
+                // nobody but us before the next rendezvous.
+                unsafe {
+                    let source = |peer: usize| self.shared(peer).add(begin);
+                    let target = |peer: usize| source(peer).cast_mut();
+                    fold(dtype, op, target(self.rank), source, self.group.size(), len);
+                    for peer in (0..self.group.size()).filter(|&peer| peer != self.rank) {
+                        ptr::copy_nonoverlapping(source(self.rank), target(peer), len);
+                    }
+                }
             }
         }
         Ok(())
