@@ -1,6 +1,7 @@
-//! GFLOP/s of matrix products at the shapes of two models, beside the crate `gemm`, in alternating runs.
+//! GFLOP/s of matrix products at the shapes of two models, beside the crate `gemm`, in alternating runs; or of one
+//! precision alone, run after run, as other programs measure theirs.
 //!
-//! `cargo bench -p phalanx-kernels --bench gemm -- [THREADS] [small|large] [SECONDS per row]`
+//! `cargo bench -p phalanx-kernels --bench gemm -- [THREADS] [small|large] [SECONDS per row] [f32|bf16]`
 
 use half::bf16;
 use phalanx_kernels::{Base, Cpu, InstructionSet, Storage, gemm, gemm_scratch_bytes};
@@ -122,9 +123,10 @@ fn crate_gemm(cpu: &Cpu, product: Product, operands: &mut Operands<f32, f32>) {
     }
 }
 
+/// Not a number if there are none.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn main() {
@@ -134,6 +136,12 @@ fn main() {
     let model = arguments.get(1).map_or("", |x| x);
     let seconds: f64 = arguments.get(2).map_or(1.0, |x| x.parse().expect("SECONDS is a number"));
     let cpu = Cpu::new(threads, InstructionSet::best()).expect("threads");
+    let measured: &[usize] = match arguments.get(3).map(String::as_str) {
+        None => &[0, 1, 2, 3],
+        Some("f32") => &[0],
+        Some("bf16") => &[2],
+        Some(other) => panic!("{other} is neither f32 nor bf16"),
+    };
     println!("{} with {threads} threads; GFLOP/s, medians of alternating runs", cpu.instruction_set());
     println!("| model | product | m | n | k | f32 | crate gemm | ratio | bf16 | bf16 to f32 |");
     println!("|---|---|---|---|---|---|---|---|---|---|");
@@ -148,8 +156,8 @@ fn main() {
             let mut mixed = Operands::<bf16, f32>::new(product.extents, threads);
             let mut rates = [const { Vec::new() }; 4];
             let begin = Instant::now();
-            while rates[0].len() < 3 || begin.elapsed().as_secs_f64() < seconds {
-                for (at, rates) in rates.iter_mut().enumerate() {
+            while rates[measured[0]].len() < 3 || begin.elapsed().as_secs_f64() < seconds {
+                for &at in measured {
                     let mut run = || match at {
                         0 => wide.run(&cpu, product),
                         1 => crate_gemm(&cpu, product, &mut wide),
@@ -158,7 +166,7 @@ fn main() {
                     };
                     let start = Instant::now();
                     run();
-                    rates.push(2e-9 * (m * n * k) as f64 / start.elapsed().as_secs_f64());
+                    rates[at].push(2e-9 * (m * n * k) as f64 / start.elapsed().as_secs_f64());
                 }
             }
             let [own, other, narrow, mixed] = rates.map(median);

@@ -54,7 +54,8 @@ pub fn measure(place: &Place, options: &Options) -> Result<(Vec<Table>, String),
                 Ok::<(), Failure>(())
             };
             let mut command = pinned(&kernels, threads);
-            command.arg(threads.to_string()).arg(if options.quick { SMALL.name } else { "" }).arg(seconds);
+            command.arg(threads.to_string()).arg(if options.quick { SMALL.name } else { "" });
+            command.args([seconds, &options.precision]);
             one("phalanx", command, &ours_columns, &mut ours)?;
             if let Some(python) = &place.python {
                 let mut command = python.script("gemm_torch.py", threads, threads);
