@@ -38,8 +38,8 @@ pub fn every_collective(c: Box<dyn Communicator>, arena: Arena) -> Vec<Vec<u8>> 
     let again = c.split(&mates, "tp").unwrap();
     for group in [&c, &pair, &again] {
         let n = group.world_size();
-        // Empty, one, odd, around the envelope, around a piece, several pieces.
-        for len in [0usize, 1, 7, 1023, 2048, 2049, 5003, 131_072, 400_001] {
+        // Empty, one, odd, around the envelope, around a piece, several pieces, more than travel at a time.
+        for len in [0usize, 1, 7, 1023, 2048, 2049, 5003, 131_072, 400_001, 700_001] {
             for dtype in [DType::F32, DType::F64, DType::I32] {
                 let bytes = len * dtype.size_bytes();
                 if n * bytes > 12 << 20 {
