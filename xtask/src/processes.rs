@@ -84,6 +84,10 @@ pub fn test(full: bool, strict: bool) -> Result<(), String> {
         false => tests.env_remove("PHALANX_FULL"),
     };
     run(tests)?;
+    // `cargo xtask lint` sees the code of the default features alone.
+    let mut clippy = cargo(&["clippy", "--release"]);
+    clippy.args(packages).args(["--features", &chosen, "--all-targets", "--", "-D", "warnings"]);
+    run(clippy)?;
     mpich(strict)?;
     // The command's tests have built it with these features.
     let phalanx = crate::target_dir().map_err(|failure| failure.to_string())?.join("release/phalanx");
