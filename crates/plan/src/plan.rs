@@ -33,8 +33,10 @@ pub struct Parallel {
     pub striped: bool,
     /// ZeRO stage, 0 to 3.
     pub zero: u8,
-    /// Pipeline schedule.
+    /// Name of the pipeline schedule.
     pub schedule: String,
+    /// A schedule of this many ranks, chunks and microbatches, in place of the one that has the name.
+    pub given: Option<Schedule>,
     /// Stages per pipeline rank.
     pub chunks: usize,
     /// Microbatches per step.
@@ -59,6 +61,7 @@ impl Default for Parallel {
             striped: false,
             zero: 0,
             schedule: "1f1b".to_owned(),
+            given: None,
             chunks: 1,
             num_microbatches: 1,
             bucket_bytes: BUCKET_BYTES,
@@ -134,15 +137,24 @@ impl Plan {
             check_axis(graph, parallel, &mesh, &homes, axis)?;
         }
         let stage_of_layer = cut_stages(graph, parallel)?;
-        let generate = |m: usize| schedule::generate(&parallel.schedule, parallel.pp, m, parallel.chunks);
+        let make = |m: usize| schedule::generate(&parallel.schedule, parallel.pp, m, parallel.chunks);
         let is_backward =
             |id: &graph::NodeId| matches!(graph.node(*id).role, Role::BackwardInput | Role::BackwardWeight);
         let schedule = if graph.order().iter().any(is_backward) {
-            generate(parallel.num_microbatches)?
+            match &parallel.given {
+                Some(given) => {
+                    given.check_fits(parallel.pp, parallel.num_microbatches, parallel.chunks)?;
+                    given.clone()
+                }
+                None => make(parallel.num_microbatches)?,
+            }
         } else {
             // Evaluation needs no particular order, but stages must lie where training has them: states are shared.
             // Where they lie does not depend on the number of microbatches, and every schedule takes this many.
-            let placement = generate(2 * parallel.pp * parallel.chunks)?.placement;
+            let placement = match &parallel.given {
+                Some(given) => given.placement.clone(),
+                None => make(2 * parallel.pp * parallel.chunks)?.placement,
+            };
             Schedule::forward_only(parallel.pp, &placement, parallel.num_microbatches)?
         };
         schedule.check()?;

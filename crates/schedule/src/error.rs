@@ -36,6 +36,33 @@ pub enum ScheduleError {
         /// The chunks it has.
         needed: usize,
     },
+    /// A schedule that was read is of other counts than the run.
+    #[error(
+        "schedule `{name}` is of {} pipeline ranks, {} microbatches and {} stages on each rank, not of mesh.pp = {}, num_microbatches = {} and chunks = {}; set these to its own",
+        has[0], has[1], has[2], asked[0], asked[1], asked[2]
+    )]
+    OtherCounts {
+        /// The schedule's name.
+        name: String,
+        /// Its pipeline ranks, microbatches and stages per rank.
+        has: [usize; 3],
+        /// Those asked for.
+        asked: [usize; 3],
+    },
+    /// A schedule has more stages on one pipeline rank than on another.
+    #[error(
+        "schedule `{name}` has {stages} stages on rank {rank} and {first} on rank 0; to train, every rank has as many"
+    )]
+    UnevenRanks {
+        /// The schedule's name.
+        name: String,
+        /// The rank.
+        rank: usize,
+        /// Its stages.
+        stages: usize,
+        /// Those of rank 0.
+        first: usize,
+    },
     /// Microbatches do not come in rounds of one per rank.
     #[error(
         "schedule `{name}` takes microbatches in rounds of {num_ranks}, one per pipeline rank, and {num_microbatches} is no multiple of it; use {} or {} microbatches, or schedule `looped` or `auto`",

@@ -30,6 +30,30 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// Checks that this schedule is one of so many ranks and microbatches with `chunks` stages on each rank.
+    ///
+    /// # Errors
+    /// [`ScheduleError::UnevenRanks`] and [`ScheduleError::OtherCounts`].
+    pub fn check_fits(
+        &self,
+        num_ranks: usize,
+        num_microbatches: usize,
+        chunks: usize,
+    ) -> Result<(), ScheduleError> {
+        let name = || self.name.clone();
+        let stages = |rank: usize| self.placement.iter().filter(|&&of| of == rank).count();
+        let first = stages(0);
+        if let Some(rank) = (1..self.num_ranks).find(|&rank| stages(rank) != first) {
+            return Err(ScheduleError::UnevenRanks { name: name(), rank, stages: stages(rank), first });
+        }
+        let (has, asked) =
+            ([self.num_ranks, self.num_microbatches, first], [num_ranks, num_microbatches, chunks]);
+        if has != asked {
+            return Err(ScheduleError::OtherCounts { name: name(), has, asked });
+        }
+        Ok(())
+    }
+
     /// A schedule of these lists, without overlapped pairs. Nothing is checked.
     pub fn new(
         name: &str,

@@ -179,6 +179,7 @@ fn parallel(config: &Config) -> Result<Parallel, TrainError> {
         striped: p.context == Context::Striped,
         zero: p.zero,
         schedule: p.schedule.clone(),
+        given: p.read_schedule()?,
         chunks: p.chunks,
         num_microbatches: p.num_microbatches,
         bucket_bytes: p.bucket_bytes,

@@ -45,6 +45,15 @@ pub fn refuse(place: &Place, cases: Vec<Case>) {
 #[test]
 fn meshes() {
     let place = Place::new();
+    for (name, schedule) in [
+        ("bad.csv", "0F0,0X0\n1F0,1B0\n"),
+        ("two.csv", "0F0,0F1,0B0,0B1\n1F0,1F1,1B0,1B1\n"),
+        ("uneven.csv", "0F0,2F0,2B0,0B0\n1F0,1B0\n"),
+        // Each waits for the other.
+        ("stuck.csv", "0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1\n"),
+    ] {
+        fs::write(place.path().join(name), schedule).unwrap();
+    }
     refuse(
         &place,
         vec![
@@ -63,6 +72,23 @@ fn meshes() {
             train(&["--mesh", "dp=2;zero=4"], &["parallel.zero", "in --mesh", "0 to 3"]),
             train(&["--mesh", "dp=2;zerro=1"], &["parallel.zerro", "did you mean `parallel.zero`"]),
             train(&["--mesh", "dp=2;schedule=1b1f"], &["1b1f", "did you mean `1f1b`"]),
+            train(
+                &["--mesh", "pp=2;schedule=none.csv"],
+                &["parallel.schedule", "none.csv", "cannot be read"],
+            ),
+            train(&["--mesh", "pp=2;schedule=bad.csv"], &["bad.csv", "line 1, cell 2", "`0X0` is no action"]),
+            train(
+                &["--mesh", "pp=2;schedule=two.csv"],
+                &["of 2 pipeline ranks, 2 microbatches and 1 stages", "num_microbatches = 1", "set these"],
+            ),
+            train(
+                &["--mesh", "pp=2;schedule=uneven.csv"],
+                &["1 stages on rank 1 and 2 on rank 0", "every rank has as many"],
+            ),
+            train(
+                &["--mesh", "pp=2;num_microbatches=2;schedule=stuck.csv"],
+                &["stuck.csv", "0B0", "1F1", "0F1"],
+            ),
             train(&["--mesh", "dp=8"], &["in --mesh dp=8", "`train.batch` = 4", "raise the batch"]),
             train(&["--mesh", "dp=2;num_microbatches=3"], &["num_microbatches", "`train.batch`", "raise"]),
         ],

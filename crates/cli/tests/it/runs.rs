@@ -101,3 +101,30 @@ fn a_run_goes_on_in_another_layout() {
         .collect();
     assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
 }
+
+/// PyTorch's `ScheduleInterleavedZeroBubble`, which is no generator of ours.
+const OF_PYTORCH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schedule/fixtures/interleaved-zb.csv");
+
+#[test]
+fn a_schedule_that_pytorch_wrote_trains_with_the_bits_of_our_own() {
+    let place = Place::new();
+    fs::copy(OF_PYTORCH, place.path().join("theirs.csv")).unwrap();
+    let run = |schedule: &str| {
+        let mesh = format!("pp=4;num_microbatches=8;chunks=2;schedule={schedule}");
+        let out = schedule.replace('.', "-");
+        let sets = ["--set", "model.num_layers=8", "--set", "train.batch=8", "--steps", "3"];
+        let summary = place
+            .json(&[&["train", "small.toml", "--json", "--mesh", &mesh, "--out", &out], &sets[..]].concat());
+        place.path().join(summary["checkpoint"].as_str().unwrap())
+    };
+    let (ours, theirs) = (run("interleaved"), run("theirs.csv"));
+    let shards: Vec<_> = fs::read_dir(&ours)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name.to_string_lossy().ends_with(".safetensors"))
+        .collect();
+    assert_eq!(shards.len(), 4);
+    for shard in shards {
+        assert!(fs::read(ours.join(&shard)).unwrap() == fs::read(theirs.join(&shard)).unwrap(), "{shard:?}");
+    }
+}

@@ -271,13 +271,16 @@ impl Config {
             let reason = "pairs are compared with all of the batch: use one microbatch and more ranks of dp";
             return Err(ConfigError::Conflict { key, place, other: "task", reason });
         }
-        schedule::generate(&parallel.schedule, parallel.mesh.pp, parallel.num_microbatches, parallel.chunks)
-            .map_err(|error| {
-                let keys =
-                    ["parallel.chunks", "parallel.schedule", "parallel.num_microbatches", "parallel.mesh"];
-                let (_, place) = places.first(&keys).unwrap_or(("", Source::Default));
-                ConfigError::Schedule { place, error: Box::new(error) }
-            })?;
+        let [pp, m, chunks] = [parallel.mesh.pp, parallel.num_microbatches, parallel.chunks];
+        let fits = match parallel.read_schedule()? {
+            Some(read) => read.check_fits(pp, m, chunks).and_then(|()| read.check().map(|_| ())),
+            None => schedule::generate(&parallel.schedule, pp, m, chunks).map(|_| ()),
+        };
+        fits.map_err(|error| {
+            let keys = ["parallel.chunks", "parallel.schedule", "parallel.num_microbatches", "parallel.mesh"];
+            let (_, place) = places.first(&keys).unwrap_or(("", Source::Default));
+            ConfigError::Schedule { place, error: Box::new(error) }
+        })?;
         Ok(())
     }
 

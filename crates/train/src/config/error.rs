@@ -188,6 +188,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         error: Box<schedule::ScheduleError>,
     },
+    /// A file that has no schedule.
+    #[error("`parallel.schedule`: {}: {reason}", path.display())]
+    ScheduleFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said, or what is wrong in it.
+        reason: String,
+    },
     /// An argument that is no assignment.
     #[error("cannot read \"{argument}\" {place}; {remedy}")]
     Malformed {

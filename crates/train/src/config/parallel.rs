@@ -1,6 +1,8 @@
 //! The table `parallel`: its keys, defaults and single-key ranges. Whether a layout is legal for a
 //! model is the planner's to say.
 
+use std::path::PathBuf;
+
 use super::layout::{axes_of_table, axes_of_text, axis_size};
 use super::names::named;
 use super::value::{Raw, Value};
@@ -112,7 +114,7 @@ pub struct Parallel {
     pub context: Context,
     /// ZeRO stage, 0 to 3.
     pub zero: u8,
-    /// The pipeline schedule's name; one that `schedule` knows.
+    /// The pipeline schedule: a name that `schedule` knows, or the path of a CSV file that has one.
     pub schedule: String,
     /// Stages per pipeline rank.
     pub chunks: usize,
@@ -192,8 +194,33 @@ impl Parallel {
     }
 }
 
+/// What the path of a schedule ends with; no name does.
+const CSV: &str = ".csv";
+
+impl Parallel {
+    /// The schedule that is in a file, if it is; not checked yet.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no schedule.
+    pub fn read_schedule(&self) -> Result<Option<schedule::Schedule>, ConfigError> {
+        if !self.schedule.ends_with(CSV) {
+            return Ok(None);
+        }
+        let refuse =
+            |reason: String| ConfigError::ScheduleFile { path: PathBuf::from(&self.schedule), reason };
+        let text = std::fs::read_to_string(&self.schedule).map_err(|error| {
+            refuse(format!("cannot be read: {error}; name a CSV file that has a schedule"))
+        })?;
+        let read = schedule::Schedule::from_csv(&self.schedule, &text);
+        read.map(Some).map_err(|error| refuse(error.to_string()))
+    }
+}
+
 fn schedule_name(value: &Value) -> Result<String, ConfigError> {
     let name = value.text()?;
+    if name.ends_with(CSV) {
+        return Ok(value.path()?.to_string_lossy().into_owned());
+    }
     let place: Source = value.place.clone();
     schedule::find(&name).map_err(|error| ConfigError::Schedule { place, error: Box::new(error) })?;
     Ok(name)
