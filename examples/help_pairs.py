@@ -26,6 +26,8 @@ class Paragraphs(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         if tag in VOID:
+            # A line that ends ends a word.
+            self.handle_data(" ")
             return
         name = dict(attributes).get("id") or ""
         if self.open is None and name.startswith(("par_id", "hd_id", "tit")):
