@@ -43,10 +43,10 @@ pub(crate) fn block(
             if let Some(cache) = cache {
                 cache.write(g, [k, v]);
             }
-            g.attention("core", q, k, v, inputs.key_index, true, scale, model.dropout)
+            g.attention("core", q, k, v, inputs.key_index, true, scale, model.dropout.attention)
         }
     };
     let y = parts::linear_drawn(g, "output", o, &heads, &[d.embed], has_bias, model.residual_std());
-    let y = g.dropout("dropout", y, model.dropout);
+    let y = g.dropout("dropout", y, model.dropout.residual);
     g.add("residual", &[x, y])
 }

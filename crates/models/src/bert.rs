@@ -66,7 +66,7 @@ impl Bert {
             let segments = g.embedding("segments", segment, segments);
             let sum = g.add("sum", &[tokens, positions, segments]);
             let x = self.encoder.norm(g, sum);
-            (g.dropout("dropout", x, self.encoder.dropout), table)
+            (g.dropout("dropout", x, self.encoder.dropout.embedding), table)
         })
     }
 
@@ -96,7 +96,7 @@ impl Bert {
         let (pooled, labels) = (g.dim("pooled", self.encoder.widths.embed), g.dim("labels", labels));
         let y = parts::linear(g, "pooler", first, &[d.embed], &[pooled], true);
         let y = crate::Activation::Tanh.write(g, y);
-        let y = g.dropout("dropout", y, self.encoder.dropout);
+        let y = g.dropout("dropout", y, self.encoder.dropout.classifier);
         parts::linear(g, "classifier", y, &[pooled], &[labels], true)
     }
 }
@@ -115,7 +115,7 @@ impl Model for Bert {
             BertHead::Classify { labels } => self.classify(g, &d, x, labels),
             BertHead::Tag { labels } => {
                 let labels = g.dim("labels", labels);
-                let x = g.dropout("dropout", x, self.encoder.dropout);
+                let x = g.dropout("dropout", x, self.encoder.dropout.classifier);
                 parts::linear(g, "classifier", x, &[d.embed], &[labels], true)
             }
             BertHead::Embed { .. } => {

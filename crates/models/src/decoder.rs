@@ -6,6 +6,7 @@ use graph::{Dim, Graph, Init, NormKind, Op, Place, ValueId};
 
 use crate::attention;
 use crate::cache::Cache;
+use crate::dropout::Dropout;
 use crate::parts::{self, STD};
 use crate::pointwise::Activation;
 
@@ -67,8 +68,8 @@ pub struct Decoder {
     pub max_positions: usize,
     /// Whether the embedding and the head share one table.
     pub tied: bool,
-    /// Dropout on the embedding, attention probabilities and residual branches.
-    pub dropout: f64,
+    /// What is dropped in training.
+    pub dropout: Dropout,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Added under the root of the norms.
@@ -200,7 +201,7 @@ impl Decoder {
                 let p = g.embedding("positions", position_table, inputs.positions);
                 x = g.add("sum", &[x, p]);
             }
-            (g.dropout("dropout", x, self.dropout), table)
+            (g.dropout("dropout", x, self.dropout.embedding), table)
         });
         g.mark_stream(x);
         for layer in 0..self.num_layers {
@@ -291,7 +292,7 @@ impl Decoder {
         };
         let std = self.residual_std();
         let y = parts::linear_drawn(g, "down", inner, &[d.mlp], &[d.embed], has_bias, std);
-        let y = g.dropout("dropout", y, self.dropout);
+        let y = g.dropout("dropout", y, self.dropout.residual);
         g.add("residual", &[x, y])
     }
 }

@@ -3,6 +3,7 @@
 
 use graph::{Graph, NormKind, Place, ValueId};
 
+use crate::dropout::Dropout;
 use crate::parts::{self, Dims, Widths};
 use crate::pointwise::Activation;
 
@@ -28,8 +29,8 @@ pub struct Encoder {
     pub norm_eps: f64,
     /// Whether query, key and value have biases.
     pub qkv_bias: bool,
-    /// Dropout on the embedding, attention probabilities and residual branches.
-    pub dropout: f64,
+    /// What is dropped in training.
+    pub dropout: Dropout,
 }
 
 impl Encoder {
@@ -72,7 +73,7 @@ impl Encoder {
     ) -> ValueId {
         let input = if order == Order::NormFirst { self.norm(g, x) } else { x };
         let y = text(g, input);
-        let y = g.dropout("dropout", y, self.dropout);
+        let y = g.dropout("dropout", y, self.dropout.residual);
         let sum = g.add("residual", &[x, y]);
         if order == Order::NormLast { self.norm(g, sum) } else { sum }
     }
@@ -80,7 +81,7 @@ impl Encoder {
     fn attention(&self, g: &mut Graph, d: &Dims, key_index: Option<ValueId>, x: ValueId) -> ValueId {
         let [q, k, v] = parts::project(g, d, x, x, [d.seq, d.key_seq], self.qkv_bias);
         let scale = 1.0 / (self.widths.head_dim as f64).sqrt();
-        let o = g.attention("core", q, k, v, key_index, false, scale, self.dropout);
+        let o = g.attention("core", q, k, v, key_index, false, scale, self.dropout.attention);
         parts::output(g, d, o, true)
     }
 }

@@ -9,6 +9,7 @@ mod attention;
 mod bert;
 mod cache;
 mod decoder;
+mod dropout;
 mod encoder;
 mod generation;
 mod optimizer;
@@ -22,6 +23,7 @@ mod vit;
 
 pub use bert::{Bert, BertHead};
 pub use decoder::{Decoder, Family, ModelError, Rotation, Variant};
+pub use dropout::Dropout;
 pub use encoder::Encoder;
 pub use generation::{Decoding, Generator, decode_step, next_token_step, prefill_step};
 pub use optimizer::{Optimizer, OptimizerKind};

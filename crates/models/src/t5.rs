@@ -4,6 +4,7 @@
 use graph::{Buckets, Dim, Graph, Init, NormKind, Op, Place, Role, ValueId, ValueType};
 
 use crate::cache::Cache;
+use crate::dropout::Dropout;
 use crate::generation::{Decoding, Generator};
 use crate::parts::{self, Dims, Spread, Widths};
 use crate::pointwise::Activation;
@@ -46,9 +47,8 @@ pub struct T5 {
     pub tied: bool,
     /// Tokens in a target.
     pub target_length: usize,
-    /// Dropout where it is published: on embeddings, hidden units, the results of all blocks and of both stacks, and the
-    /// probabilities of cross attention; not on those of attention with biases.
-    pub dropout: f64,
+    /// What is dropped in training; not the probabilities of attention with biases.
+    pub dropout: Dropout,
 }
 
 /// One of the two stacks.
@@ -138,7 +138,7 @@ impl T5 {
             Source::Encoded(encoded) => {
                 let context = [encoded.seq, encoded.key_seq];
                 let [q, k, v] = parts::project(g, d, normed, encoded.output, context, false);
-                g.attention("core", q, k, v, encoded.key_index, false, 1.0, self.dropout)
+                g.attention("core", q, k, v, encoded.key_index, false, 1.0, self.dropout.attention)
             }
             Source::Kept(cache, encoded) => {
                 let q = parts::queries(g, d, normed, false);
@@ -157,7 +157,7 @@ impl T5 {
     }
 
     fn residual(&self, g: &mut Graph, x: ValueId, y: ValueId) -> ValueId {
-        let y = g.dropout("dropout", y, self.dropout);
+        let y = g.dropout("dropout", y, self.dropout.residual);
         g.add("residual", &[x, y])
     }
 
@@ -192,7 +192,7 @@ impl T5 {
                 g.elementwise(Op::SwiGlu, "swiglu", &[gate, up])
             }
         };
-        let inner = g.dropout("inner_dropout", inner, self.dropout);
+        let inner = g.dropout("inner_dropout", inner, self.dropout.residual);
         let y = d.linear(g, "down", inner, &[d.mlp], &[d.embed], false);
         self.residual(g, x, y)
     }
@@ -223,7 +223,7 @@ impl T5 {
         g.set_place(Place::Layer(0));
         g.scoped("embedding", |g| {
             let x = g.embedding(name, table, tokens);
-            g.dropout(&format!("{name}.dropout"), x, self.dropout)
+            g.dropout(&format!("{name}.dropout"), x, self.dropout.embedding)
         })
     }
 
@@ -241,7 +241,7 @@ impl T5 {
         let x = self.layers(g, &encoder, None, x);
         let output = g.scoped("encoder", |g| {
             let x = self.norm(g, x);
-            g.dropout("dropout", x, self.dropout)
+            g.dropout("dropout", x, self.dropout.residual)
         });
         g.mark_stream(output);
         Encoded { output, seq, key_seq, key_index }
@@ -265,7 +265,7 @@ impl T5 {
         g.set_place(Place::Layer(1 + self.num_layers + self.num_decoder_layers));
         g.scoped("head", |g| {
             let y = self.norm(g, y);
-            let mut y = g.dropout("dropout", y, self.dropout);
+            let mut y = g.dropout("dropout", y, self.dropout.residual);
             if let Some(select) = select {
                 y = g.weighted_sum("chosen", y, select);
             }

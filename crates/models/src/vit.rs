@@ -47,7 +47,7 @@ impl Model for Vit {
             let table = g.parameter("position", &[slots, d.embed], std, true);
             let position = g.embedding("positions", table, positions);
             let x = g.add("sum", &[y[0], y[1], class, position]);
-            g.dropout("dropout", x, self.encoder.dropout)
+            g.dropout("dropout", x, self.encoder.dropout.embedding)
         });
         let x = self.encoder.layers(g, &d, Order::NormFirst, None, x);
         let logits = g.scoped("head", |g| {

@@ -23,7 +23,7 @@ fn graph(family: Family, recompute: Recompute) -> Graph {
         vocab_size: 503,
         max_positions: 64,
         tied: true,
-        dropout: 0.1,
+        dropout: models::Dropout::uniform(0.1),
         rope_theta: 10000.0,
         norm_eps: 1e-5,
         variant: Variant::default(),

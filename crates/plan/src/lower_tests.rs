@@ -22,7 +22,7 @@ fn decoder(family: Family, tied: bool) -> Decoder {
         vocab_size: 53,
         max_positions: 16,
         tied,
-        dropout: 0.1,
+        dropout: models::Dropout::uniform(0.1),
         rope_theta: 10000.0,
         norm_eps: 1e-5,
         variant: models::Variant::default(),

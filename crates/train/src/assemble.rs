@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use graph::Graph;
 use memory::DType;
-use models::{Decoder, Model, Step};
+use models::{Decoder, Dropout, Model, Step};
 use plan::{Chooser, Parallel, Plan, Program};
 
 use crate::config::{Config, Context, Family, InstructionSet, Optimizer, Precision, Recompute, Task};
@@ -63,7 +63,9 @@ pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decode
             let vocab_size = decoder.vocab_size;
             return Err(data::DataError::VocabMismatch { cached: tokens, vocab_size }.into());
         }
-        let decoder = Decoder { dropout: model.dropout, ..decoder };
+        let dropout =
+            config.model.dropout.map_or_else(|| pretrained::dropout(&description), Dropout::uniform);
+        let decoder = Decoder { dropout, ..decoder };
         crate::explain::check_size(config, &Sizes::of_decoder(&decoder, config.data.sequence_length))?;
         return Ok(decoder);
     }
@@ -92,7 +94,7 @@ pub fn decoder(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Decode
         vocab_size,
         max_positions: config.resolved_max_positions(),
         tied: model.tied,
-        dropout: model.dropout,
+        dropout: Dropout::uniform(model.dropout.unwrap_or(0.0)),
         rope_theta: model.rope_theta,
         norm_eps: model.norm_eps,
         variant: models::Variant::default(),
@@ -251,7 +253,7 @@ pub fn model(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Built, T
             num_classes: decoder.vocab_size,
             is_of_pairs: false,
             description: None,
-            evaluated: Box::new(Decoder { dropout: 0.0, ..decoder.clone() }),
+            evaluated: Box::new(Decoder { dropout: Dropout::NONE, ..decoder.clone() }),
             model: Box::new(decoder),
         });
     }
@@ -279,11 +281,12 @@ fn of_description(config: &Config, description: hub::Config) -> Result<Built, Tr
         other => unreachable!("{} is a decoder", other.model_type()),
     };
     crate::explain::check_size(config, &Sizes::of(&description, sequence_length))?;
+    let dropout = config.model.dropout.map_or_else(|| pretrained::dropout(&description), Dropout::uniform);
     let build = |dropout| pretrained::model(&description, config, dropout);
     let saved = description.to_json(config.task, hub::StoredType::F32);
     Ok(Built {
-        model: build(config.model.dropout)?,
-        evaluated: build(0.0)?,
+        model: build(dropout)?,
+        evaluated: build(Dropout::NONE)?,
         saved: serde_json::from_str(&saved).unwrap_or_default(),
         given: models::Given { key_index: config.task != Task::ImageClassify, labels: true },
         num_classes: match config.task {

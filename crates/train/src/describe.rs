@@ -42,7 +42,7 @@ pub(crate) fn describe(config: &Config, facts: &Facts) -> Result<Description, Tr
         })?;
         Ok::<Labels, TrainError>(Labels { names })
     };
-    let (mlp, dropout, norm_eps) = (model.resolved_mlp(), model.dropout, model.norm_eps);
+    let (mlp, dropout, norm_eps) = (model.resolved_mlp(), model.dropout.unwrap_or(0.0), model.norm_eps);
     let family = match model.family {
         config::Family::Bert => Family::Bert(Bert {
             vocab_size: vocab_size()?,

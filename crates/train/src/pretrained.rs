@@ -5,8 +5,8 @@ use hub::{Bound, Config as Description, Directory, Family, Task};
 use memory::DType;
 use mesh::Tile;
 use models::{
-    Activation, Bert, BertHead, Decoder, Encoder, FeedForward, Model, PairLoss, Rotation, T5, Variant, Vit,
-    Widths,
+    Activation, Bert, BertHead, Decoder, Dropout, Encoder, FeedForward, Model, PairLoss, Rotation, T5,
+    Variant, Vit, Widths,
 };
 use runtime::Executor;
 
@@ -47,7 +47,7 @@ pub(crate) fn open(config: &Config) -> Result<Option<Directory>, TrainError> {
 pub(crate) fn model(
     description: &Description,
     config: &Config,
-    dropout: f64,
+    dropout: Dropout,
 ) -> Result<Box<dyn Model>, TrainError> {
     description.check_task(config.task)?;
     Ok(match &description.family {
@@ -64,7 +64,28 @@ pub(crate) fn model(
     })
 }
 
-/// The decoder that a description stands for, for sequences of `sequence_length` tokens.
+/// What a description says is dropped in training: all of it, as `transformers` does when it trains the same directory.
+pub(crate) fn dropout(description: &Description) -> Dropout {
+    match &description.family {
+        Family::Gpt2(c) => Dropout {
+            embedding: c.embedding_dropout,
+            attention: c.attention_dropout,
+            residual: c.residual_dropout,
+            ..Dropout::NONE
+        },
+        Family::Llama(c) => Dropout { attention: c.attention_dropout, ..Dropout::NONE },
+        Family::Bert(c) => Dropout {
+            attention: c.attention_dropout,
+            classifier: c.classifier_dropout,
+            ..Dropout::uniform(c.dropout)
+        },
+        Family::T5(c) => Dropout::uniform(c.dropout),
+        Family::Vit(c) => Dropout { attention: c.attention_dropout, ..Dropout::uniform(c.dropout) },
+        other => unreachable!("{} has a model", other.model_type()),
+    }
+}
+
+/// The decoder that a description stands for, without dropout, for sequences of `sequence_length` tokens.
 ///
 /// # Errors
 /// A family that is no decoder, or a sequence longer than its positions.
@@ -81,7 +102,7 @@ pub fn decoder(description: &Description, sequence_length: usize) -> Result<Deco
             vocab_size: c.vocab_size,
             max_positions: c.max_positions,
             tied: c.tied,
-            dropout: 0.0,
+            dropout: Dropout::NONE,
             rope_theta: 10_000.0,
             norm_eps: c.norm_eps,
             variant: Variant {
@@ -105,7 +126,7 @@ pub fn decoder(description: &Description, sequence_length: usize) -> Result<Deco
                 vocab_size: c.vocab_size,
                 max_positions: c.max_positions,
                 tied: c.tied,
-                dropout: 0.0,
+                dropout: Dropout::NONE,
                 rope_theta: c.rope.theta,
                 norm_eps: c.norm_eps,
                 variant: Variant {
@@ -131,7 +152,7 @@ pub fn decoder(description: &Description, sequence_length: usize) -> Result<Deco
     Ok(decoder)
 }
 
-/// The BERT that a description stands for, with the head of a task; `loss` is that of embeddings.
+/// The BERT that a description stands for, without dropout, with the head of a task; `loss` is that of embeddings.
 pub(crate) fn bert(c: &hub::Bert, task: Task, loss: PairLoss) -> Bert {
     let labels = c.labels.names.len();
     Bert {
@@ -141,7 +162,7 @@ pub(crate) fn bert(c: &hub::Bert, task: Task, loss: PairLoss) -> Bert {
             activation: activation(c.activation),
             norm_eps: c.norm_eps,
             qkv_bias: true,
-            dropout: 0.0,
+            dropout: Dropout::NONE,
         },
         vocab_size: c.vocab_size,
         max_positions: c.max_positions,
@@ -155,7 +176,7 @@ pub(crate) fn bert(c: &hub::Bert, task: Task, loss: PairLoss) -> Bert {
     }
 }
 
-/// The ViT that a description stands for.
+/// The ViT that a description stands for, without dropout.
 pub(crate) fn vit(c: &hub::Vit) -> Vit {
     Vit {
         encoder: Encoder {
@@ -164,7 +185,7 @@ pub(crate) fn vit(c: &hub::Vit) -> Vit {
             activation: activation(c.activation),
             norm_eps: c.norm_eps,
             qkv_bias: c.qkv_bias,
-            dropout: 0.0,
+            dropout: Dropout::NONE,
         },
         num_patches: c.num_patches(),
         patch: c.num_channels * c.patch_size[0] * c.patch_size[1],
@@ -172,7 +193,7 @@ pub(crate) fn vit(c: &hub::Vit) -> Vit {
     }
 }
 
-/// The T5 that a description stands for, for targets of `target_length` tokens.
+/// The T5 that a description stands for, without dropout, for targets of `target_length` tokens.
 pub(crate) fn t5(c: &hub::T5, target_length: usize) -> T5 {
     T5 {
         num_layers: c.num_layers,
@@ -190,7 +211,7 @@ pub(crate) fn t5(c: &hub::T5, target_length: usize) -> T5 {
         scale_output: c.scale_output,
         tied: c.tied,
         target_length,
-        dropout: 0.0,
+        dropout: Dropout::NONE,
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use memory::DType;
 use mesh::Tile;
 use models::{
-    Activation, Bert, BertHead, Decoder, Encoder, Family, FeedForward, Given, Model, PairLoss, Precision,
-    Rotation, Step, T5, Variant, Vit, Widths, gradients_step,
+    Activation, Bert, BertHead, Decoder, Dropout, Encoder, Family, FeedForward, Given, Model, PairLoss,
+    Precision, Rotation, Step, T5, Variant, Vit, Widths, gradients_step,
 };
 use plan::{Chooser, Parallel, Plan};
 use runtime::{Batch, Destination, Executor, RuntimeError, StepInput};
@@ -114,7 +114,14 @@ fn check(name: &str, model: &dyn Model, key_index: bool) -> Result<(), TrainErro
 const WIDTHS: Widths = Widths { embed: 6, num_heads: 2, head_dim: 3, mlp: 7 };
 
 fn encoder(activation: Activation) -> Encoder {
-    Encoder { num_layers: 2, widths: WIDTHS, activation, norm_eps: 1e-5, qkv_bias: true, dropout: 0.0 }
+    Encoder {
+        num_layers: 2,
+        widths: WIDTHS,
+        activation,
+        norm_eps: 1e-5,
+        qkv_bias: true,
+        dropout: Dropout::NONE,
+    }
 }
 
 #[test]
@@ -164,7 +171,7 @@ fn encoder_decoders() {
             scale_output: tied,
             tied,
             target_length: 4,
-            dropout: 0.0,
+            dropout: Dropout::NONE,
         };
         for key_index in [true, false] {
             check("t5", &t5, key_index).unwrap_or_else(|e| panic!("{feed_forward:?}: {e}"));
@@ -195,7 +202,7 @@ fn variants_of_decoders() {
             vocab_size: 9,
             max_positions: SEQ,
             tied: true,
-            dropout: 0.0,
+            dropout: Dropout::NONE,
             rope_theta: 100.0,
             norm_eps: 1e-5,
             variant,

@@ -80,8 +80,8 @@ pub struct Model {
     pub num_channels: usize,
     /// Whether embedding and head share one table.
     pub tied: bool,
-    /// Probability that an element is dropped.
-    pub dropout: f64,
+    /// Probability that an element is dropped; by default 0, of a model from elsewhere what its `config.json` says.
+    pub dropout: Option<f64>,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Added to the variance in norms.
@@ -110,7 +110,7 @@ impl Default for Model {
             patch_size: 16,
             num_channels: 3,
             tied: true,
-            dropout: 0.0,
+            dropout: None,
             rope_theta: 10000.0,
             norm_eps: 1e-5,
             described: None,
@@ -161,7 +161,7 @@ impl Model {
             "patch_size" => self.patch_size = value.count_within(1, MAX_SIDE)?,
             "num_channels" => self.num_channels = value.count_within(1, 3)?,
             "tied" => self.tied = value.switch()?,
-            "dropout" => self.dropout = value.fraction()?,
+            "dropout" => self.dropout = Some(value.fraction()?),
             "rope_theta" => self.rope_theta = value.positive()?,
             "norm_eps" => self.norm_eps = value.positive()?,
             _ => return Ok(false),

@@ -40,7 +40,7 @@ impl Config {
                 text.key("norm_eps", float(model.norm_eps));
             }
         }
-        text.key("dropout", float(model.dropout));
+        text.optional("dropout", model.dropout.map(float));
         text.table("data");
         text.paths("text", &data.text);
         if config.task != Task::CausalLm || !data.train.is_empty() {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use data::{Framing, Tokenizer};
 use hub::{Directory, Family, TokenIds};
-use models::{Decoder, Generator};
+use models::{Decoder, Dropout, Generator};
 use runtime::Executor;
 
 use super::options::GenerateOptions;
@@ -126,7 +126,7 @@ impl Source {
     /// The model as graph text, for targets of `target_length` tokens if it has any.
     pub fn model(&self, target_length: usize) -> Box<dyn Generator> {
         match &self.shape {
-            Shape::Decoder { model, .. } => Box::new(Decoder { dropout: 0.0, ..model.clone() }),
+            Shape::Decoder { model, .. } => Box::new(Decoder { dropout: Dropout::NONE, ..model.clone() }),
             Shape::EncoderDecoder { model, .. } => Box::new(pretrained::t5(model, target_length)),
         }
     }
