@@ -497,13 +497,15 @@ impl Graph {
         causal: bool,
         scale: f64,
         buckets: Buckets,
+        dropout: f64,
     ) -> ValueId {
         let dims = self.dims_of(q);
         let statistics = &dims[..dims.len() - 1];
         let inputs: Vec<ValueId> = [q, k, v, table].into_iter().chain(key_index).collect();
-        let (op, name) = (Op::RelativeAttention { causal, scale, buckets }, self.path(name));
+        let key = self.path(name);
+        let op = Op::RelativeAttention { causal, scale, buckets, dropout, key: key.clone() };
         let results = [(&dims[..], ValueType::Float), (statistics, ValueType::Float)];
-        let node = self.push(op, name, &inputs, &results);
+        let node = self.push(op, key, &inputs, &results);
         self.node(node).outputs[0]
     }
 

@@ -180,6 +180,10 @@ pub enum Op {
         scale: f64,
         /// Which row of the table.
         buckets: Buckets,
+        /// Dropout on the probabilities.
+        dropout: f64,
+        /// Name that keys the random numbers.
+        key: String,
     },
     /// `(q, k, v, table, o, log_sum_exp, d_o, [key_index]) -> (dq, dk, dv, d_table)`.
     RelativeAttentionBackward {
@@ -189,6 +193,10 @@ pub enum Op {
         scale: f64,
         /// As in the forward.
         buckets: Buckets,
+        /// As in the forward.
+        dropout: f64,
+        /// As in the forward.
+        key: String,
     },
     /// `(cache, rows, slots) -> cache`, in place: rows `[batch, seq, rest...]` to their slots, `slots` `[batch, seq]`, of
     /// `[batch, slot, rest...]`; a negative slot keeps nothing of its row.

@@ -160,8 +160,14 @@ fn derivative(
                 *d_input = Some(*v);
             }
         }
-        Op::RelativeAttention { causal, scale, buckets } => {
-            let op = Op::RelativeAttentionBackward { causal: *causal, scale: *scale, buckets: *buckets };
+        Op::RelativeAttention { causal, scale, buckets, dropout, key } => {
+            let op = Op::RelativeAttentionBackward {
+                causal: *causal,
+                scale: *scale,
+                buckets: *buckets,
+                dropout: *dropout,
+                key: key.clone(),
+            };
             let like: Vec<Vec<Dim>> = (0..4).map(|i| dims(graph, i)).collect();
             let results: Vec<(&[Dim], ValueType)> = like.iter().map(|d| (&d[..], ValueType::Float)).collect();
             let mut inputs = vec![x[0], x[1], x[2], x[3], node.outputs[0], node.outputs[1], dy];

@@ -70,17 +70,22 @@ kernel_test!(pointwise_everywhere(len in 0..300usize, kind in 0..3usize), shows_
 });
 kernel_test!(multiply_everywhere(len in 0..300usize), shows_nan: true,
     (a[len], b[len]; ) -> (out[len]; ), |cpu| multiply(cpu, a, b, out));
-kernel_test!(relative_attention_everywhere(q_len in 1..6usize, k_len in 1..7usize, dim in 1..9usize, causal in 0..2usize),
+kernel_test!(relative_attention_everywhere(q_len in 1..6usize, k_len in 1..7usize, dim in 1..9usize, flags in 0..4usize),
 shows_nan: false,
 (q[4 * q_len * dim], k[2 * k_len * dim], v[2 * k_len * dim], given_o[4 * q_len * dim], d_o[4 * q_len * dim];
     table[32], given_lse[4 * q_len])
     -> (o[4 * q_len * dim], dq[4 * q_len * dim], dk[2 * k_len * dim], dv[2 * k_len * dim];
         lse[4 * q_len], d_table[32]), |cpu| {
-    let buckets = RelativeBuckets { num: 8, max_distance: 6, bidirectional: causal == 0 };
+    let causal = flags % 2 == 1;
+    let buckets = RelativeBuckets { num: 8, max_distance: 6, bidirectional: !causal };
+    let dropout = AttentionDropout {
+        p: 0.3, key: Key::new(5, 1, "attention"), batch_index: &[3], kv_index: &[1, 4], group_index: &[2, 0],
+        kv_heads: 6, group: 3, q_size: 200, k_size: 400,
+    };
     let (q_index, k_index) = ((0..q_len as u32).collect::<Vec<_>>(), (0..k_len as u32).collect::<Vec<_>>());
     let shape = AttentionShape {
         batch: 1, q_len, k_len, kv_heads: 2, group: 2, head_dim: dim, q_index: &q_index, k_index: &k_index,
-        k_size: k_len, causal: causal == 1, scale: 0.5, dropout: None,
+        k_size: k_len, causal, scale: 0.5, dropout: (flags > 1).then_some(dropout),
     };
     let rows = buckets.rows(q_len.max(k_len));
     let bias = RelativeBias { table, rows: &rows };

@@ -47,7 +47,7 @@ pub struct T5 {
     pub tied: bool,
     /// Tokens in a target.
     pub target_length: usize,
-    /// What is dropped in training; not the probabilities of attention with biases.
+    /// What is dropped in training.
     pub dropout: Dropout,
 }
 
@@ -125,7 +125,15 @@ impl T5 {
             None => {
                 let [q, k, v] = parts::project(g, d, normed, normed, [d.seq, d.key_seq], false);
                 let qkv = [q, k, v, table];
-                g.relative_attention("core", qkv, stack.key_index, stack.is_decoder, 1.0, buckets)
+                g.relative_attention(
+                    "core",
+                    qkv,
+                    stack.key_index,
+                    stack.is_decoder,
+                    1.0,
+                    buckets,
+                    self.dropout.attention,
+                )
             }
         };
         let y = parts::output(g, d, o, false);

@@ -287,11 +287,13 @@ impl Binder<'_> {
     }
 
     fn attention(&self, op: &Op, operands: &[&Buffer]) -> Attention {
-        let (causal, scale, dropout) = match op {
+        let (causal, scale, dropout, key) = match op {
             Op::Attention { causal, scale, dropout, key }
-            | Op::AttentionBackward { causal, scale, dropout, key } => (causal, scale, Some((dropout, key))),
-            Op::RelativeAttention { causal, scale, .. }
-            | Op::RelativeAttentionBackward { causal, scale, .. } => (causal, scale, None),
+            | Op::AttentionBackward { causal, scale, dropout, key }
+            | Op::RelativeAttention { causal, scale, dropout, key, .. }
+            | Op::RelativeAttentionBackward { causal, scale, dropout, key, .. } => {
+                (causal, scale, dropout, key)
+            }
             _ => unreachable!("called for attention"),
         };
         let (q, k) = (operands[0], operands[1]);
@@ -311,7 +313,7 @@ impl Binder<'_> {
             masked: operands.iter().any(|b| b.dtype == DType::I32),
             causal: *causal,
             scale: *scale,
-            dropout: dropout.filter(|(p, _)| **p > 0.0).map(|(dropout, key)| AttentionKeys {
+            dropout: (*dropout > 0.0).then(|| AttentionKeys {
                 p: *dropout,
                 key: Key::for_name(key),
                 batch_index: self.by_microbatch(q, q.dims[0]),

@@ -258,6 +258,7 @@ pub(super) fn collect<T: Float>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attention::tests::kept;
     use crate::testing::{assert_close, cpus, dot, finite_difference, poisoned, random};
 
     const KV: usize = 2;
@@ -317,15 +318,18 @@ mod tests {
             };
             let sum: f64 = (0..shape.k_len).map(weight).sum();
             for t in (0..shape.k_len).filter(|_| sum > 0.0) {
+                let place = [b, kv, g, query as usize, shape.k_index[b * shape.k_len + t] as usize];
+                let p = weight(t) / sum * shape.dropout.as_ref().map_or(1.0, |d| kept(d, place));
                 for i in 0..DIM {
-                    o[row * DIM + i] += weight(t) / sum * v[((b * shape.k_len + t) * KV + kv) * DIM + i];
+                    o[row * DIM + i] += p * v[((b * shape.k_len + t) * KV + kv) * DIM + i];
                 }
             }
         }
         o
     }
 
-    /// Both passes with several widths of tiles, padding on the right, on the left, everywhere and nowhere.
+    /// Both passes with several widths of tiles, padding on the right, on the left, everywhere and nowhere; with causal
+    /// masks also dropout.
     #[test]
     fn values_and_gradients_are_those_of_the_definition() {
         for (q_len, k_len) in [(5, 7), (37, 101)] {
@@ -349,7 +353,17 @@ mod tests {
                     k_size: k_len,
                     causal,
                     scale: 0.7,
-                    dropout: None,
+                    dropout: causal.then_some(AttentionDropout {
+                        p: 0.3,
+                        key: Key::new(5, 1, "attention"),
+                        batch_index: &[0, 1, 2, 3],
+                        kv_index: &[0, 1],
+                        group_index: &[0, 1, 2][..GROUP],
+                        kv_heads: KV,
+                        group: GROUP,
+                        q_size: 2 * q_len,
+                        k_size: k_len,
+                    }),
                 };
                 let buckets = RelativeBuckets { bidirectional: !causal, ..BUCKETS };
                 let q = random::<f64>(1, 4 * q_len * KV * GROUP * DIM);

@@ -31,16 +31,9 @@ pub(super) fn reference(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64])
                     let sum: f64 = seen.iter().map(|&t| (score(t) - max).exp()).sum();
                     lse[row] = if seen.is_empty() { f64::NEG_INFINITY } else { max + sum.ln() };
                     for t in seen {
-                        let mut p = (score(t) - max).exp() / sum;
-                        if let Some(d) = &shape.dropout {
-                            let mut index = d.batch_index[b] as usize;
-                            index = index * d.kv_heads + d.kv_index[kv] as usize;
-                            index = index * d.group + d.group_index[g] as usize;
-                            index = index * d.q_size + shape.q_index[s] as usize;
-                            index = index * d.k_size + k_index[t] as usize;
-                            let keep = f64::from(d.key.bits(index as u64)) >= d.p * 4_294_967_296.0;
-                            p *= if keep { 1.0 / (1.0 - d.p) } else { 0.0 };
-                        }
+                        let place = [b, kv, g, shape.q_index[s] as usize, k_index[t] as usize];
+                        let factor = shape.dropout.as_ref().map_or(1.0, |d| kept(d, place));
+                        let p = factor * (score(t) - max).exp() / sum;
                         for i in 0..dim {
                             o[row * dim + i] += p * v[at(t) + i];
                         }
@@ -50,6 +43,17 @@ pub(super) fn reference(shape: &AttentionShape, q: &[f64], k: &[f64], v: &[f64])
         }
     }
     (o, lse)
+}
+
+/// What dropout multiplies a probability with; `place` has local sequence, kv head and group member, global query and key.
+pub(super) fn kept(d: &AttentionDropout, [batch, kv, group, query, key]: [usize; 5]) -> f64 {
+    let mut index = d.batch_index[batch] as usize;
+    index = index * d.kv_heads + d.kv_index[kv] as usize;
+    index = index * d.group + d.group_index[group] as usize;
+    index = index * d.q_size + query;
+    index = index * d.k_size + key;
+    let keep = f64::from(d.key.bits(index as u64)) >= d.p * 4_294_967_296.0;
+    if keep { 1.0 / (1.0 - d.p) } else { 0.0 }
 }
 
 /// What a call returns: o, lse, dq, dk, dv, from poisoned outputs and scratch.

@@ -40,7 +40,9 @@ fn dropped(built: &Built, model: &dyn Model) -> Vec<(String, f64)> {
     let graph = gradients_step(model, step, &given, Precision::Uniform).unwrap();
     let probability = |op: &Op| match *op {
         Op::Dropout { p, .. } => Some(p),
-        Op::Attention { dropout, .. } => Some(dropout).filter(|p| *p > 0.0),
+        Op::Attention { dropout, .. } | Op::RelativeAttention { dropout, .. } => {
+            Some(dropout).filter(|p| *p > 0.0)
+        }
         _ => None,
     };
     let forward = graph.nodes().iter().filter(|node| node.role == Role::Forward);
@@ -84,8 +86,9 @@ fn a_directory_trains_with_the_dropout_of_its_config_unless_told_otherwise() {
             &t5,
             [
                 t5_stack("embedding", &["tokens.dropout", "targets.dropout"]),
-                t5_stack("encoder", &["attention.dropout", "mlp.inner_dropout", "mlp.dropout", "dropout"]),
-                t5_stack("decoder", &["attention.dropout"]),
+                t5_stack("encoder", &["attention.core", "attention.dropout"]),
+                t5_stack("encoder", &["mlp.inner_dropout", "mlp.dropout", "dropout"]),
+                t5_stack("decoder", &["attention.core", "attention.dropout"]),
                 t5_stack("decoder", &["cross_attention.core", "cross_attention.dropout"]),
                 t5_stack("decoder", &["mlp.inner_dropout", "mlp.dropout"]),
                 t5_stack("head", &["dropout"]),
