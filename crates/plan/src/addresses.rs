@@ -1,13 +1,15 @@
 //! Addresses: which buffers live how long, and where each lies. Everything is laid out before step 0.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::instruction::Instruction;
+use crate::placing::{Life, place};
 use crate::program::{BufferId, Class, Phase, Program, ProgramMemory, SlotRegion};
 
 /// Slots of all microbatches that are placed one by one at most: placing takes time that grows with their square.
 const SLOTS: usize = 2048;
+/// Slots and temporaries of all runs that are placed together at most.
+const TOGETHER: usize = 1 << 18;
 
 /// Assigns classes and offsets to all buffers, and sizes to all regions.
 pub(crate) fn assign(program: &mut Program, is_moment: impl Fn(&str) -> bool) {
@@ -34,7 +36,7 @@ pub(crate) fn assign(program: &mut Program, is_moment: impl Fn(&str) -> bool) {
             Class::State | Class::Derived => Region::State,
             Class::Step => Region::Step,
             Class::Slot(region) => Region::Slot(region),
-            Class::Temp => continue,
+            Class::Passing(_) | Class::Temp => continue,
         };
         let offset = next.entry(region).or_default();
         buffer.offset = *offset;
@@ -50,9 +52,8 @@ pub(crate) fn assign(program: &mut Program, is_moment: impl Fn(&str) -> bool) {
     }
     program.state_bytes = next.get(&Region::State).copied().unwrap_or(0);
     program.step_bytes = next.get(&Region::Step).copied().unwrap_or(0);
-    program.slots_bytes = place_slots(program);
-    memory.activations_bytes = program.slots_bytes;
-    program.temp_bytes = place_temporaries(program);
+    memory.activations_bytes = place_all(program);
+    memory.buffers_bytes += program.slots_bytes - memory.activations_bytes;
     if program.validation.is_some() {
         let ends = program.states.iter().map(|(_, id)| program.buffer(*id)).map(|b| b.offset + b.bytes());
         program.saved_bytes = ends.max().unwrap_or(0);
@@ -160,8 +161,18 @@ fn accumulators(program: &Program) -> BTreeSet<BufferId> {
         .collect()
 }
 
-/// Slots of all regions and microbatches, each of which lives from the first instruction that touches it to the last.
-fn place_slots(program: &mut Program) -> usize {
+/// What has a place of its own in the space that all microbatches share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Placed {
+    /// A slot of a region.
+    Slot { region: usize, microbatch: usize },
+    /// A temporary in one run of its block.
+    Passing { id: BufferId, run: usize },
+}
+
+/// Slots of all regions and microbatches, each of which lives from the first instruction of the step that touches it to
+/// the last. Instructions are counted over all runs.
+fn slot_lives(program: &Program) -> Vec<Life<Placed>> {
     let touches: Vec<BTreeMap<usize, (usize, usize)>> =
         (0..program.blocks.len()).map(|block| touched_regions(program, block)).collect();
     let mut lives: BTreeMap<(usize, usize), (usize, usize)> = BTreeMap::new();
@@ -172,19 +183,81 @@ fn place_slots(program: &mut Program) -> usize {
         }
         before += program.blocks[run.block].instructions.len();
     }
-    let num_microbatches = program.num_microbatches();
-    program.slots.iter_mut().for_each(|region| region.offsets = vec![0; num_microbatches]);
-    let life = |(of, (first, last)): ((usize, usize), _)| Life {
-        of,
-        bytes: program.slots[of.0].slot_bytes,
+    let life = |((region, microbatch), (first, last)): ((usize, usize), _)| Life {
+        of: Placed::Slot { region, microbatch },
+        bytes: program.slots[region].slot_bytes,
         first,
         last,
     };
-    let (placed, extent) = place(lives.into_iter().map(life).collect());
-    for ((region, microbatch), offset) in placed {
-        program.slots[region].offsets[microbatch] = offset;
+    lives.into_iter().map(life).collect()
+}
+
+/// Temporaries of every run, but of blocks that run between two steps, of which one has begun.
+fn passing_lives(program: &Program) -> Vec<Life<Placed>> {
+    let of_block: Vec<Vec<Life<BufferId>>> = (0..program.blocks.len())
+        .map(|block| match program.blocks[block].phase {
+            Phase::Validate | Phase::Amend => vec![],
+            _ => lifetimes(program, block),
+        })
+        .collect();
+    let (mut before, mut all) = (0, Vec::new());
+    for (number, run) in program.runs().into_iter().enumerate() {
+        all.extend(of_block[run.block].iter().map(|life| Life {
+            of: Placed::Passing { id: life.of, run: number },
+            bytes: life.bytes,
+            first: before + life.first,
+            last: before + life.last,
+        }));
+        before += program.blocks[run.block].instructions.len();
     }
-    extent
+    all
+}
+
+/// Gives slots and temporaries their offsets: together, where that takes less than apart. Returns the bytes of what is
+/// kept.
+fn place_all(program: &mut Program) -> usize {
+    let num_microbatches = program.num_microbatches();
+    program.slots.iter_mut().for_each(|region| region.offsets = vec![0; num_microbatches]);
+    let slots = slot_lives(program);
+    let passing = passing_lives(program);
+    let (alone, kept) = place(slots.clone());
+    give(program, alone);
+    program.slots_bytes = kept;
+    program.temp_bytes = place_temporaries(program);
+    if slots.len() + passing.len() > TOGETHER {
+        return kept;
+    }
+    let (together, extent) = place(slots.into_iter().chain(passing).collect());
+    if extent >= program.slots_bytes + program.temp_bytes {
+        return kept;
+    }
+    give(program, together);
+    program.slots_bytes = extent;
+    program.temp_bytes = place_temporaries(program);
+    kept.min(extent)
+}
+
+fn give(program: &mut Program, placed: Vec<(Placed, usize)>) {
+    let runs = program.runs();
+    for (what, offset) in placed {
+        match what {
+            Placed::Slot { region, microbatch } => program.slots[region].offsets[microbatch] = offset,
+            Placed::Passing { id, run } => {
+                let class = program.buffer(id).class;
+                let place = match class {
+                    Class::Passing(place) => place,
+                    _ => {
+                        program.passing.push(vec![0; program.num_microbatches().max(1)]);
+                        let place = program.passing.len() - 1;
+                        let buffer = &mut program.buffers[id.index()];
+                        (buffer.class, buffer.offset) = (Class::Passing(place), 0);
+                        place
+                    }
+                };
+                program.passing[place][runs[run].microbatch] = offset;
+            }
+        }
+    }
 }
 
 /// First and last instruction of a block that touch each region of slots.
@@ -200,7 +273,7 @@ fn touched_regions(program: &Program, block: usize) -> BTreeMap<usize, (usize, u
     regions
 }
 
-/// Temporaries of each block; blocks share the space.
+/// Temporaries of each block, but those that lie among the slots; blocks share the space.
 fn place_temporaries(program: &mut Program) -> usize {
     let mut extent = 0;
     for block in 0..program.blocks.len() {
@@ -223,46 +296,4 @@ fn lifetimes(program: &Program, block: usize) -> Vec<Life<BufferId>> {
     }
     let life = |(of, (first, last))| Life { of, bytes: program.buffer(of).bytes(), first, last };
     lives.into_iter().map(life).collect()
-}
-
-/// Something of a size that lives from one moment to another, both included.
-struct Life<T> {
-    of: T,
-    bytes: usize,
-    first: usize,
-    last: usize,
-}
-
-/// An offset for each, and where the last one ends: each at the lowest address that is free while it lives, in the
-/// better of two orders. By size suits what lives nested (V placements), by time what lives in turn (interleaved).
-fn place<T: Copy + Ord>(mut lives: Vec<Life<T>>) -> (Vec<(T, usize)>, usize) {
-    lives.sort_by_key(|l| (Reverse(l.bytes), l.first, l.of));
-    let by_size = first_fit(&lives);
-    lives.sort_by_key(|l| (l.first, Reverse(l.bytes), l.of));
-    let by_time = first_fit(&lives);
-    if by_time.1 < by_size.1 { by_time } else { by_size }
-}
-
-/// In the given order.
-fn first_fit<T: Copy>(lives: &[Life<T>]) -> (Vec<(T, usize)>, usize) {
-    let mut offsets: Vec<(T, usize)> = Vec::with_capacity(lives.len());
-    // What has its place, by address.
-    let mut placed: Vec<(usize, &Life<T>)> = Vec::with_capacity(lives.len());
-    let mut extent = 0;
-    for life in lives {
-        let mut offset = 0;
-        for (start, other) in &placed {
-            if other.first <= life.last && life.first <= other.last {
-                if *start >= offset + life.bytes {
-                    break;
-                }
-                offset = offset.max(start + other.bytes);
-            }
-        }
-        let at = placed.partition_point(|(start, _)| *start < offset);
-        placed.insert(at, (offset, life));
-        offsets.push((life.of, offset));
-        extent = extent.max(offset + life.bytes);
-    }
-    (offsets, extent)
 }

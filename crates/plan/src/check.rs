@@ -15,7 +15,7 @@ use crate::program::{Block, BufferId, Phase, Program};
 
 /// Checks one Program: every read finds its value in the stated layout, every operation is legal on every axis, every
 /// collective is the one that its two layouts call for, nothing of a microbatch reaches the update but by
-/// accumulation, and tied parameters are summed over their holders.
+/// accumulation, tied parameters are summed over their holders, and whatever lives at the same time lies apart.
 ///
 /// # Errors
 /// The first broken rule, with its block and instruction.
@@ -65,7 +65,8 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
             problem: format!("ticket {ticket} is not under way when the step ends"),
         });
     }
-    crate::flight::check_flight(program)
+    crate::flight::check_flight(program)?;
+    crate::apart::check_apart(program)
 }
 
 /// Checks the Programs of all pipeline ranks together: what one sends the other receives, of the same size and in the

@@ -8,6 +8,7 @@
 mod addresses;
 #[cfg(test)]
 mod addresses_tests;
+mod apart;
 mod buckets;
 mod carry;
 mod check;
@@ -22,6 +23,7 @@ mod lower;
 mod lower_tests;
 mod overlap;
 mod pack;
+mod placing;
 mod plan;
 mod program;
 mod redistribute;

@@ -510,6 +510,7 @@ impl<'a> Lowering<'a> {
             state_bytes: 0,
             step_bytes: 0,
             slots: vec![],
+            passing: vec![],
             slots_bytes: 0,
             temp_bytes: 0,
             saved_bytes: 0,

@@ -35,7 +35,10 @@ pub enum Class {
     Step,
     /// Kept from one phase of a stage to another, each microbatch's in a slot of this region ([`Program::slots`]).
     Slot(usize),
-    /// Lives inside one block.
+    /// Lives inside one block, and lies among the slots, at a place of its own in each microbatch
+    /// ([`Program::passing`]).
+    Passing(usize),
+    /// Lives inside one block, in a space that all blocks share.
     Temp,
 }
 
@@ -149,9 +152,9 @@ pub struct ProgramMemory {
     pub gradients_bytes: usize,
     /// Optimizer moments.
     pub optimizer_bytes: usize,
-    /// Values kept from forward to backward: the extent of all slots.
+    /// Values kept from forward to backward: the extent of all slots, if nothing else lay among them.
     pub activations_bytes: usize,
-    /// Temporaries of the largest block, caches, results kept through the step, and the copy of states.
+    /// What temporaries take beyond that, caches, results kept through the step, and the copy of states.
     pub buffers_bytes: usize,
 }
 
@@ -197,6 +200,8 @@ pub struct Program {
     pub step_bytes: usize,
     /// Where what is kept from phase to phase lies, microbatch by microbatch.
     pub slots: Vec<SlotRegion>,
+    /// Offsets of temporaries in the space of all slots, by microbatch.
+    pub passing: Vec<Vec<usize>>,
     /// Bytes of the space that all slots share.
     pub slots_bytes: usize,
     /// Bytes of the temporary region.
@@ -301,6 +306,7 @@ impl Program {
             Class::State | Class::Derived => buffer.offset,
             Class::Step => steps + buffer.offset,
             Class::Slot(region) => slots + self.slots[region].offsets[microbatch] + buffer.offset,
+            Class::Passing(place) => slots + self.passing[place][microbatch],
             Class::Temp => temps + buffer.offset,
         };
         Span { offset, len: buffer.capacity * buffer.dtype.size_bytes() }

@@ -125,7 +125,7 @@ impl Writer<'_> {
             Class::Derived => " derived",
             Class::Step => " step",
             Class::Slot(_) => " slot",
-            Class::Temp => "",
+            Class::Passing(_) | Class::Temp => "",
         };
         format!("%{} {} [{}] {layout} {bytes}{class}", buffer.storage.0, buffer.name, dims.join(" "))
     }
