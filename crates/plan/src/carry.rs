@@ -3,10 +3,12 @@
 //! parameter's first use there. Updates are made in the order of these first uses, so that what is needed first arrives
 //! first.
 //!
-//! What mixed precision derives from the parameter is needed at the step's very beginning: there a gather ends with the
-//! update, as before.
+//! What mixed precision derives from the parameter is made then, too, once the whole parameter has arrived: its narrow copy
+//! in front of the first use of either, and each packed form of that in front of its own first use.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use graph::Op;
 
 use crate::buckets::background;
 use crate::instruction::{Collective, Instruction, When};
@@ -20,26 +22,51 @@ struct Gather {
     begin: usize,
     end: usize,
     /// The parameter as it is stored.
+    into: BufferId,
+    /// Its storage.
     state: BufferId,
     ticket: usize,
 }
 
-/// Rewrites the block that changes states.
+/// What is derived from a parameter, as the first run of a block makes it.
+struct Derived {
+    /// The storage of the narrow copy.
+    copy: BufferId,
+    cast: Instruction,
+    /// Storages of its packed forms, with what makes them.
+    packed: Vec<(BufferId, Instruction)>,
+}
+
+/// An instruction of a step that touches something first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Use {
+    /// In the order of the step.
+    order: usize,
+    block: usize,
+    index: usize,
+}
+
+/// By block, instructions to come in front of others.
+type Ahead = BTreeMap<usize, Vec<(usize, Instruction)>>;
+
+/// Rewrites the block that changes states, and the blocks that use them first.
 pub(crate) fn carry(program: &mut Program) {
     let changes = |phase: Phase| program.blocks.iter().position(|b| b.stage.is_none() && b.phase == phase);
     let Some(at) = changes(Phase::Apply).or_else(|| changes(Phase::Update)) else { return };
+    let mut derived = derived(program);
+    let found = gathers(program, at);
     let uses = first_uses(program);
-    let mut gathers: Vec<(usize, Gather)> = gathers(program, at)
-        .into_iter()
-        .filter_map(|gather| {
-            let (order, ..) = uses.get(&program.buffer(gather.state).storage)?;
-            Some((*order, gather))
-        })
-        .collect();
+    let first_use = |gather: &Gather| {
+        let derived = derived.get(&gather.state);
+        let copies = derived.into_iter().flat_map(|d| d.packed.iter().map(|p| p.0).chain([d.copy]));
+        copies.chain([gather.state]).filter_map(|root| uses.get(&root)).min().copied()
+    };
+    let mut gathers: Vec<(Use, Gather)> =
+        found.into_iter().filter_map(|gather| Some((first_use(&gather)?, gather))).collect();
     if gathers.is_empty() {
         return;
     }
-    gathers.sort_by_key(|(order, gather)| (*order, gather.begin));
+    gathers.sort_by_key(|(first, gather)| (first.order, gather.begin));
     let old = std::mem::take(&mut program.blocks[at].instructions);
     let is_number = |index: &usize| matches!(old[*index], Instruction::Scalar { .. });
     let of =
@@ -56,7 +83,7 @@ pub(crate) fn carry(program: &mut Program) {
             let mut instruction = old[index].clone();
             if let Instruction::Start { inputs, outputs, group, .. } = &mut instruction {
                 *group = background(program, *group);
-                *outputs = vec![gather.state];
+                *outputs = vec![gather.into];
                 // What is sent has to last until the next step.
                 let root = program.buffer(inputs[0]).storage;
                 program.buffers[root.index()].class = Class::Step;
@@ -64,10 +91,68 @@ pub(crate) fn carry(program: &mut Program) {
             into.push(instruction);
         }
     }
+    let mut ahead = Ahead::new();
+    let mut packed: BTreeSet<BufferId> = BTreeSet::new();
+    for (first, gather) in &carried {
+        let here = ahead.entry(first.block).or_default();
+        here.push((first.index, Instruction::Wait { ticket: gather.ticket, when: When::FirstRun }));
+        let Some(derived) = derived.remove(&gather.state) else { continue };
+        here.push((first.index, derived.cast));
+        for (form, pack) in derived.packed {
+            if let Some(first) = uses.get(&form) {
+                ahead.entry(first.block).or_default().push((first.index, pack));
+                packed.insert(form);
+            }
+        }
+    }
+    // Other copies are made by the end of the update, so that no step begins with one that is out of date.
+    let written: BTreeSet<BufferId> =
+        into.iter().flat_map(|i| i.uses().1).map(|id| program.buffer(id).storage).collect();
+    into.extend(
+        derived.into_values().filter(|d| !written.contains(&d.copy)).map(|d| in_runs(d.cast, When::Always)),
+    );
     program.blocks[at].instructions = into;
     program.carried = carried.iter().map(|(_, gather)| gather.ticket).collect();
-    let under_way = carried.into_iter().map(|(_, gather)| gather).collect();
-    wait_at_first_use(program, under_way);
+    insert(program, ahead);
+    for begin in program.blocks.iter_mut().filter(|b| b.phase == Phase::Begin) {
+        begin
+            .instructions
+            .retain(|i| !matches!(i, Instruction::Compute { outputs, .. } if packed.contains(&outputs[0])));
+    }
+}
+
+/// What block `Derive` makes of each state, and block `Begin` of that, by the state's storage.
+fn derived(program: &Program) -> BTreeMap<BufferId, Derived> {
+    let root = |id: BufferId| program.buffer(id).storage;
+    let instructions = |phase: Phase| program.block(None, phase).into_iter().flat_map(|b| &b.instructions);
+    let mut all: BTreeMap<BufferId, Derived> = BTreeMap::new();
+    for cast in instructions(Phase::Derive) {
+        let (reads, writes) = cast.uses();
+        all.insert(root(reads[0]), Derived { copy: root(writes[0]), cast: once(cast), packed: vec![] });
+    }
+    for pack in instructions(Phase::Begin).filter(|i| is_pack(i)) {
+        let (reads, writes) = pack.uses();
+        if let Some(derived) = all.values_mut().find(|d| d.copy == root(reads[0])) {
+            derived.packed.push((root(writes[0]), once(pack)));
+        }
+    }
+    all
+}
+
+fn is_pack(instruction: &Instruction) -> bool {
+    matches!(instruction, Instruction::Compute { op: Op::Pack { .. }, .. })
+}
+
+/// The computation, executed when its block runs first.
+fn once(computation: &Instruction) -> Instruction {
+    in_runs(computation.clone(), When::FirstRun)
+}
+
+fn in_runs(mut computation: Instruction, runs: When) -> Instruction {
+    if let Instruction::Compute { when, .. } = &mut computation {
+        *when = runs;
+    }
+    computation
 }
 
 /// Updates of the block whose result is gathered and then copied to where it is stored, and touched nowhere else there:
@@ -79,13 +164,6 @@ fn gathers(program: &Program, at: usize) -> Vec<Gather> {
         let (reads, writes) = i.uses();
         reads.iter().chain(&writes).map(root).collect()
     };
-    let derived_from: BTreeSet<BufferId> = program
-        .blocks
-        .iter()
-        .filter(|b| b.phase == Phase::Derive)
-        .flat_map(|b| &b.instructions)
-        .flat_map(touched)
-        .collect();
     let found = instructions.windows(3).enumerate().filter_map(|(index, three)| {
         let [
             Instruction::Start {
@@ -118,29 +196,30 @@ fn gathers(program: &Program, at: usize) -> Vec<Gather> {
             && state.class == Class::State
             && program.buffer(part).class == Class::Temp
             && state.capacity.is_multiple_of(*count)
-            && !derived_from.contains(&state.storage)
             && within_stage
             && alone)
-            .then_some(Gather { begin, end: index + 3, state: *into, ticket: *ticket })
+            .then_some(Gather { begin, end: index + 3, into: *into, state: state.storage, ticket: *ticket })
     });
     found.collect()
 }
 
-/// Of every state, where a step first touches it before its update: the order of that in the step, the block, and the
-/// position there.
-fn first_uses(program: &Program) -> BTreeMap<BufferId, (usize, usize, usize)> {
-    let mut uses: BTreeMap<BufferId, (usize, usize, usize)> = BTreeMap::new();
+/// Where a step first touches each state, and what is derived from states, between making it and the update.
+fn first_uses(program: &Program) -> BTreeMap<BufferId, Use> {
+    let mut uses: BTreeMap<BufferId, Use> = BTreeMap::new();
     let mut order = 0;
     for run in program.runs() {
-        if matches!(program.blocks[run.block].phase, Phase::Update | Phase::Apply) {
-            break;
+        let phase = program.blocks[run.block].phase;
+        match phase {
+            Phase::Derive => continue,
+            Phase::Update | Phase::Apply => break,
+            _ => {}
         }
         for (index, instruction) in run.instructions(&program.blocks[run.block]) {
             let (reads, writes) = instruction.uses();
-            for id in reads.iter().chain(&writes) {
-                let root = program.buffer(*id).storage;
-                if program.buffer(root).class == Class::State {
-                    uses.entry(root).or_insert((order, run.block, index));
+            for id in reads.iter().chain(&writes).filter(|_| phase != Phase::Begin || !is_pack(instruction)) {
+                let root = program.buffer(program.buffer(*id).storage);
+                if matches!(root.class, Class::State | Class::Derived) || root.packed {
+                    uses.entry(root.storage).or_insert(Use { order, block: run.block, index });
                 }
             }
             order += 1;
@@ -149,22 +228,16 @@ fn first_uses(program: &Program) -> BTreeMap<BufferId, (usize, usize, usize)> {
     uses
 }
 
-/// Puts each wait before the first use of what it waits for, in the order of starts.
-fn wait_at_first_use(program: &mut Program, under_way: Vec<Gather>) {
-    let uses = first_uses(program);
-    let mut waits: BTreeMap<usize, Vec<(usize, Instruction)>> = BTreeMap::new();
-    for gather in under_way {
-        let (_, block, index) = uses[&program.buffer(gather.state).storage];
-        let wait = Instruction::Wait { ticket: gather.ticket, when: When::FirstRun };
-        waits.entry(block).or_default().push((index, wait));
-    }
-    for (block, waits) in waits {
-        let mut waits = waits.into_iter().peekable();
+/// Puts instructions in front of others, in the order in which they come for each.
+fn insert(program: &mut Program, ahead: Ahead) {
+    for (block, mut ahead) in ahead {
+        ahead.sort_by_key(|(index, _)| *index);
+        let mut ahead = ahead.into_iter().peekable();
         let old = std::mem::take(&mut program.blocks[block].instructions);
         let into = &mut program.blocks[block].instructions;
         for (index, instruction) in old.into_iter().enumerate() {
-            while let Some((_, wait)) = waits.next_if(|(before, _)| *before == index) {
-                into.push(wait);
+            while let Some((_, first)) = ahead.next_if(|(before, _)| *before == index) {
+                into.push(first);
             }
             into.push(instruction);
         }

@@ -32,7 +32,6 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
     for (_, buffer) in program.states.iter().chain(&program.caches) {
         checker.content.insert(*buffer, program.buffer(*buffer).layout);
     }
-    checker.carried();
     let order = [
         Phase::Derive,
         Phase::Begin,
@@ -55,6 +54,9 @@ pub fn check(graph: &Graph, plan: &Plan, program: &Program) -> Result<(), PlanEr
         blocks.sort_by_key(|(at, _)| last_run.get(at));
         for (_, block) in blocks {
             checker.block(block)?;
+        }
+        if phase == Phase::Derive {
+            checker.carried();
         }
     }
     if let Some(ticket) = program.carried.iter().find(|ticket| !checker.waiting.contains_key(*ticket)) {
@@ -211,9 +213,13 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// What the step before left under way is touched by nobody before it is waited for, and is a state then.
+    /// What the step before left under way is touched by nobody before it is waited for, and is a state then; and what it
+    /// left out of date is made anew. Only a step that derives everything waits first.
     fn carried(&mut self) {
         let program = self.program;
+        for copy in crate::flight::out_of_date(program) {
+            self.content.remove(&copy);
+        }
         for instruction in program.blocks.iter().flat_map(|b| &b.instructions) {
             let Instruction::Start { inputs, outputs, ticket, .. } = instruction else { continue };
             if program.carried.contains(ticket) {
@@ -282,7 +288,7 @@ impl Checker<'_> {
         use Instruction as I;
         self.order_of_elements(instruction)?;
         match instruction {
-            I::Compute { op, inputs, outputs, accumulate, name } => {
+            I::Compute { op, inputs, outputs, accumulate, name, .. } => {
                 self.compute(op, inputs, outputs, *accumulate).map_err(|e| format!("{name}: {e}"))?;
                 outputs.iter().for_each(|b| self.write(*b));
             }

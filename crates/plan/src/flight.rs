@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::PlanError;
 use crate::instruction::{Collective, Instruction};
-use crate::program::{BufferId, Program};
+use crate::program::{BufferId, Phase, Program};
 
 /// Checks every run of a step in order.
 ///
@@ -38,15 +38,20 @@ pub(crate) fn check_flight(program: &Program) -> Result<(), PlanError> {
         has_tickets.push(block.instructions.iter().any(is_ticket));
     }
     // What each ticket under way holds. The step before left what is carried.
-    let mut in_flight: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut carried: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for instruction in program.blocks.iter().flat_map(|b| &b.instructions) {
         if let Instruction::Start { inputs, outputs, ticket, .. } = instruction
             && program.carried.contains(ticket)
         {
-            in_flight.insert(*ticket, [storages(inputs), storages(outputs)].concat());
+            carried.insert(*ticket, [storages(inputs), storages(outputs)].concat());
         }
     }
+    let mut in_flight: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for run in program.runs() {
+        // A step that derives anew has waited for it.
+        if program.blocks[run.block].phase != Phase::Derive {
+            in_flight.append(&mut carried);
+        }
         let held = in_flight.values().flatten().any(|root| touched_by[run.block].contains(root));
         if !held && !has_tickets[run.block] {
             continue;
@@ -80,6 +85,24 @@ pub(crate) fn check_flight(program: &Program) -> Result<(), PlanError> {
             Err(fail(last, end, format!("ticket {ticket} is never waited for")))
         }
     }
+}
+
+/// Copies derived from states that are older than these when a step begins, if the step relies on its own update.
+pub(crate) fn out_of_date(program: &Program) -> Vec<BufferId> {
+    if !program.keeps_derived() {
+        return vec![];
+    }
+    let root = |id: &BufferId| program.buffer(*id).storage;
+    let updates = program.blocks.iter().filter(|b| matches!(b.phase, Phase::Update | Phase::Apply));
+    let writes: Vec<Vec<BufferId>> =
+        updates.flat_map(|b| &b.instructions).map(|i| i.uses().1.iter().map(root).collect()).collect();
+    let last = |of: BufferId| writes.iter().rposition(|written| written.contains(&of));
+    let casts = program.block(None, Phase::Derive).into_iter().flat_map(|b| &b.instructions);
+    let pairs = casts.map(|cast| {
+        let (reads, writes) = cast.uses();
+        (root(&reads[0]), root(&writes[0]))
+    });
+    pairs.filter(|(state, copy)| last(*copy) < last(*state)).map(|(_, copy)| copy).collect()
 }
 
 /// Of several buffers, each begins where the one before ends, and the count is what they span.

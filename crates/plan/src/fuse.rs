@@ -3,7 +3,7 @@
 
 use graph::{Dim, Op};
 
-use crate::instruction::Instruction;
+use crate::instruction::{Instruction, When};
 use crate::program::{Block, BufferId, Phase, Program};
 
 /// Fuses, in every block:
@@ -82,7 +82,7 @@ fn storages(program: &Program, instruction: &Instruction) -> Vec<usize> {
 /// The plain computation at `index`, if it is one: operation, operands, results, name.
 fn computation(block: &Block, index: usize) -> Option<(&Op, &[BufferId], &[BufferId], &str)> {
     match &block.instructions[index] {
-        Instruction::Compute { op, inputs, outputs, accumulate: false, name } => {
+        Instruction::Compute { op, inputs, outputs, accumulate: false, name, when: When::Always } => {
             Some((op, inputs, outputs, name))
         }
         _ => None,
@@ -130,6 +130,7 @@ fn linear(
             outputs: outputs.to_vec(),
             accumulate: false,
             name: name.to_owned(),
+            when: When::Always,
         };
         (first, fused)
     })
@@ -149,6 +150,7 @@ fn add_norm(program: &Program, block: &Block, second: usize) -> Option<(usize, I
             outputs: vec![*sum, outputs[0]],
             accumulate: false,
             name: name.to_owned(),
+            when: When::Always,
         };
         (first, fused)
     })

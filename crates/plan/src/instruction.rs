@@ -90,6 +90,8 @@ pub enum Instruction {
         accumulate: bool,
         /// Path of the node.
         name: String,
+        /// In which runs of the block.
+        when: When,
     },
     /// Computations for some rows after others, so that what lies between them is never there as a whole: logits.
     /// Results without rows (a weight's gradient) grow from strip to strip.
@@ -251,7 +253,9 @@ impl Instruction {
     /// In which runs of its block it is executed.
     pub fn when(&self) -> When {
         match self {
-            Instruction::Start { when, .. } | Instruction::Wait { when, .. } => *when,
+            Instruction::Compute { when, .. }
+            | Instruction::Start { when, .. }
+            | Instruction::Wait { when, .. } => *when,
             _ => When::Always,
         }
     }

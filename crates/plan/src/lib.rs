@@ -11,6 +11,8 @@ mod addresses_tests;
 mod apart;
 mod buckets;
 mod carry;
+#[cfg(test)]
+mod carry_tests;
 mod check;
 mod error;
 mod flight;

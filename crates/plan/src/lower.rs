@@ -8,7 +8,7 @@ use memory::DType;
 use mesh::{Axis, Placement};
 
 use crate::error::PlanError;
-use crate::instruction::{GroupKey, Instruction};
+use crate::instruction::{GroupKey, Instruction, When};
 use crate::layout::Layout;
 use crate::legal::{self, Choice, Chooser, Operand};
 use crate::plan::Plan;
@@ -368,7 +368,14 @@ impl<'a> Lowering<'a> {
         let (inputs, outputs) = (vec![state.buffer], vec![buffer]);
         self.emit(
             block,
-            Instruction::Compute { op: Op::Cast, inputs, outputs, accumulate: false, name: node.name },
+            Instruction::Compute {
+                op: Op::Cast,
+                inputs,
+                outputs,
+                accumulate: false,
+                name: node.name,
+                when: When::Always,
+            },
         );
     }
 
@@ -413,7 +420,10 @@ impl<'a> Lowering<'a> {
         let operands = operands.into_iter().enumerate();
         let inputs =
             operands.filter(|(i, _)| !in_place.iter().any(|(_, o)| o == i)).map(|(_, b)| b).collect();
-        self.emit(block, Instruction::Compute { op, inputs, outputs, accumulate: false, name });
+        self.emit(
+            block,
+            Instruction::Compute { op, inputs, outputs, accumulate: false, name, when: When::Always },
+        );
     }
 
     fn choose(&mut self, axis: Axis, node: &Node, signature: &Signature) -> Choice {

@@ -3,7 +3,7 @@
 
 use graph::{Dim, Op};
 
-use crate::instruction::Instruction;
+use crate::instruction::{Instruction, When};
 use crate::program::{Block, Buffer, BufferId, Class, Phase, Program};
 
 /// Lanes and depth of the squares that kernels pack: extents are rounded up to them.
@@ -51,6 +51,7 @@ pub(crate) fn pack(program: &mut Program, local_shape: impl Fn(&Buffer) -> Vec<u
         inputs: vec![of],
         outputs: vec![into],
         accumulate: false,
+        when: When::Always,
     });
     let instructions: Vec<Instruction> = instructions.collect();
     match program.blocks.iter_mut().find(|b| b.phase == Phase::Begin) {

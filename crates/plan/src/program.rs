@@ -256,19 +256,29 @@ impl Program {
 
     /// Whether a step's update changes states.
     pub fn update_changes_states(&self) -> bool {
-        let written = self.written_by_update();
+        let written = self.written(|phase| matches!(phase, Phase::Update | Phase::Apply));
         self.states.iter().any(|(_, id)| written.contains(&self.buffer(*id).storage))
     }
 
-    /// Whether a step's update writes everything derived.
+    /// Whether a step's update writes everything derived, so that other programs find it up to date.
     pub fn update_derives(&self) -> bool {
-        let written = self.written_by_update();
+        self.writes_derived(|phase| matches!(phase, Phase::Update | Phase::Apply))
+    }
+
+    /// Whether a step finds up to date what it derives from states, or makes it in time, if only its own update changed
+    /// them: then it skips [`Phase::Derive`].
+    pub fn keeps_derived(&self) -> bool {
+        self.update_changes_states() && self.writes_derived(|phase| phase != Phase::Derive)
+    }
+
+    fn writes_derived(&self, in_phases: impl Fn(Phase) -> bool) -> bool {
+        let written = self.written(in_phases);
         self.derived.iter().all(|(_, id)| written.contains(&self.buffer(*id).storage))
     }
 
-    fn written_by_update(&self) -> BTreeSet<BufferId> {
-        let updates = self.blocks.iter().filter(|b| matches!(b.phase, Phase::Update | Phase::Apply));
-        updates
+    fn written(&self, in_phases: impl Fn(Phase) -> bool) -> BTreeSet<BufferId> {
+        let blocks = self.blocks.iter().filter(|b| in_phases(b.phase));
+        blocks
             .flat_map(|b| &b.instructions)
             .flat_map(|i| i.uses().1)
             .map(|id| self.buffer(id).storage)

@@ -11,7 +11,7 @@ use mesh::Axis;
 use schedule::{Kind, Schedule};
 
 use super::Lowering;
-use crate::instruction::Instruction;
+use crate::instruction::{Instruction, When};
 use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::program::{BufferId, Phase, Program};
@@ -33,7 +33,17 @@ impl Lowering<'_> {
             self.emit(block, Instruction::Recv { output: before, from: here - 1, tag: to_here });
             sum = self.new_buffer(value, &dims, Layout::WHOLE);
             let (inputs, outputs, name) = (vec![before, own], vec![sum], node.name.clone());
-            self.emit(block, Instruction::Compute { op: Op::Add, inputs, outputs, accumulate: false, name });
+            self.emit(
+                block,
+                Instruction::Compute {
+                    op: Op::Add,
+                    inputs,
+                    outputs,
+                    accumulate: false,
+                    name,
+                    when: When::Always,
+                },
+            );
         }
         let validate = self.block(None, Phase::Validate);
         let all = self.new_buffer(value, &dims, Layout::WHOLE);

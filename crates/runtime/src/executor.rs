@@ -88,8 +88,8 @@ pub(crate) struct Bound {
     pub(crate) runs: Vec<Run>,
     /// Whether what the program derives from states is up to date.
     pub(crate) derived: Cell<bool>,
-    /// For each program of the rank, whether this one's update brings what that one derives up to date; none if the
-    /// update changes no state, so that everything stays as it is.
+    /// For each program of the rank, whether this one's update brings what that one derives up to date (for itself, also
+    /// what its next step makes in time); none if the update changes no state, so that everything stays as it is.
     pub(crate) brings_derived: Option<Vec<bool>>,
 }
 
@@ -360,12 +360,14 @@ fn relate(programs: &mut [Bound]) {
         bound.program.derived.iter().map(|(name, _)| name.clone()).collect()
     };
     let all: Vec<BTreeSet<String>> = programs.iter().map(names).collect();
-    for (bound, own) in programs.iter_mut().zip(&all) {
-        let writes_all = bound.program.update_derives();
-        bound.brings_derived = bound
-            .program
-            .update_changes_states()
-            .then(|| all.iter().map(|other| writes_all && other.is_subset(own)).collect());
+    for (at, bound) in programs.iter_mut().enumerate() {
+        let (for_itself, for_others) = (bound.program.keeps_derived(), bound.program.update_derives());
+        let brings = |(other, names): (usize, &BTreeSet<String>)| match other == at {
+            true => for_itself,
+            false => for_others && names.is_subset(&all[at]),
+        };
+        bound.brings_derived =
+            bound.program.update_changes_states().then(|| all.iter().enumerate().map(brings).collect());
     }
 }
 

@@ -43,7 +43,9 @@ impl<'e, 'b> Step<'e, 'b> {
         for run in &bound.runs {
             match bound.program.blocks[run.block].phase {
                 Phase::Derive if bound.derived.get() => continue,
-                Phase::Derive | Phase::Begin | Phase::Update => {}
+                // It reads whole parameters, which may still be under way.
+                Phase::Derive => self.finish_carried()?,
+                Phase::Begin | Phase::Update => {}
                 Phase::Clear if self.validate()? == Verdict::Refused => {
                     self.drop_unread()?;
                     return Ok(Ran::Again);

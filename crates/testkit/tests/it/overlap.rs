@@ -6,6 +6,7 @@ use plan::{Buffer, Collective, Instruction, Lane, Phase, Program};
 use runtime::Sample;
 use testkit::Throttled;
 use testkit::slow_link::{config, span, step};
+use train::config::{Config, Precision};
 
 /// What became of the reductions of a step on the rank whose backward ended last, in seconds: what the others wait for
 /// is that rank, not the link.
@@ -145,15 +146,26 @@ fn gathers(program: &Program, samples: &[Vec<Sample>], bytes_per_second: f64) ->
 
 #[test]
 fn parameters_are_gathered_behind_the_next_forward() {
-    let layout = config("dp=2;zero=1;num_microbatches=2");
-    let (program, samples) = step(&layout, f64::INFINITY);
+    hides_gathers(&config("dp=2;zero=1;num_microbatches=2"));
+}
+
+/// Narrow copies and their packed forms are made as the parameters arrive.
+#[test]
+fn parameters_of_bf16_are_gathered_behind_the_next_forward() {
+    let mut layout = config("dp=2;zero=1;num_microbatches=2");
+    layout.train.precision = Precision::Bf16;
+    hides_gathers(&layout);
+}
+
+fn hides_gathers(layout: &Config) {
+    let (program, samples) = step(layout, f64::INFINITY);
     assert!(!program.carried.is_empty());
     // As fast as makes all gathers take half of the first forward.
     let (at_one_byte, _) = gathers(&program, &samples, 1.0);
     let bytes_per_second = at_one_byte / (0.5 * span(&program, &samples[0], 0, Phase::Forward));
     let mut tries: Vec<f64> = Vec::new();
     while tries.len() < 8 && tries.last().is_none_or(|hidden| *hidden < 0.8) {
-        let (program, samples) = step(&layout, bytes_per_second);
+        let (program, samples) = step(layout, bytes_per_second);
         let (total, waited) = gathers(&program, &samples, bytes_per_second);
         tries.push(1.0 - waited / total);
     }

@@ -62,9 +62,10 @@ impl Writer<'_> {
     fn instruction(&self, instruction: &Instruction) -> String {
         use Instruction as I;
         match instruction {
-            I::Compute { op, inputs, outputs, accumulate, name } => {
+            I::Compute { op, inputs, outputs, accumulate, name, when } => {
                 let arrow = if *accumulate { "+=>" } else { "=>" };
-                format!("{} {name}: {} {arrow} {}", op.name(), self.list(inputs), self.list(outputs))
+                let (when, inputs, outputs) = (occasion(*when), self.list(inputs), self.list(outputs));
+                format!("{when}{} {name}: {inputs} {arrow} {outputs}", op.name())
             }
             I::Strips { held, rows, .. } => {
                 format!("{rows} rows at a time, of which {} is held:", self.one(*held))

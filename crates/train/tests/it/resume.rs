@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use train::checkpoint::Checkpoint;
-use train::config::Config;
+use train::config::{Config, Precision};
 use train::generate::{GenerateOptions, generate};
 use train::trainer::{Event, RunOptions, Summary, train};
 
@@ -132,10 +132,14 @@ fn a_run_that_validates_its_updates_afterwards_is_the_same_run() {
 fn gathers_that_reach_into_the_next_step_leave_no_trace() {
     let dir = tempfile::tempdir().unwrap();
     let text = write_text(dir.path());
-    for (number, layout) in [
-        "dp=2;zero=1",
-        "dp=2;zero=2;num_microbatches=3",
-        "dp=2,pp=2;zero=1;num_microbatches=3;schedule=zb-h2;post_validation=true",
+    let validated = "dp=2,pp=2;zero=1;num_microbatches=3;schedule=zb-h2;post_validation=true";
+    for (number, (layout, precision)) in [
+        ("dp=2;zero=1", Precision::F64),
+        ("dp=2;zero=2;num_microbatches=3", Precision::F64),
+        (validated, Precision::F64),
+        ("dp=2;zero=1", Precision::Fp16),
+        ("dp=2,tp=2;zero=2;num_microbatches=3", Precision::Bf16),
+        (validated, Precision::Bf16),
     ]
     .into_iter()
     .enumerate()
@@ -143,14 +147,14 @@ fn gathers_that_reach_into_the_next_step_leave_no_trace() {
         let of = |bucket_bytes: usize| {
             let layout = format!("{layout};bucket_bytes={bucket_bytes}");
             let mut config = config(&text, "adamw").with_layout(&layout).unwrap();
-            config.train.clip_norm = 1.2;
+            (config.train.clip_norm, config.train.precision) = (1.2, precision);
             let out = format!("{number}-{bucket_bytes}");
             let told = told(&config, dir.path(), &out);
             let middle = states(&dir.path().join(out).join("checkpoints/step-00000010"));
             (told, middle)
         };
         // Without buckets each gather is waited for where it starts.
-        assert!(of(0) == of(4 << 20), "{layout}");
+        assert!(of(0) == of(4 << 20), "{layout} in {precision}");
     }
 }
 
