@@ -14,15 +14,15 @@ use train::synthetic::Synthetic;
 use train::virtual_clock::{Links, VirtualWorld};
 use train::{assemble, ranks};
 
-const STEPS: u64 = 20;
+const STEPS: u64 = 10;
 const TRIES: usize = 5;
 
-/// One layer of 64 on each stage, as many microbatches as twice the ranks.
+/// One layer of 128 on each stage, as many microbatches as twice the ranks.
 fn config(pipeline_ranks: usize, schedule: &str, chunks: usize, post_validation: bool) -> Config {
     let (layers, microbatches) = (pipeline_ranks * chunks, 2 * pipeline_ranks);
     let text = format!(
-        "[model]\nfamily = \"gpt2\"\nnum_layers = {layers}\nembed = 64\nnum_heads = 4\nvocab_size = 100\n\
-         tied = false\n[data]\nsequence_length = 64\n[train]\nbatch = {microbatches}\nprecision = \"f32\"\n\
+        "[model]\nfamily = \"gpt2\"\nnum_layers = {layers}\nembed = 128\nnum_heads = 4\nvocab_size = 100\n\
+         tied = false\n[data]\nsequence_length = 128\n[train]\nbatch = {microbatches}\nprecision = \"f32\"\n\
          clip_norm = 1e9\n"
     );
     let layout = format!(
@@ -33,10 +33,10 @@ fn config(pipeline_ranks: usize, schedule: &str, chunks: usize, post_validation:
 }
 
 /// Virtual milliseconds of a step: of several without a pause between them, to where the last rank is done.
-fn step_milliseconds(config: &Config) -> f64 {
+fn step_milliseconds(config: &Config, links: Links) -> f64 {
     let built = assemble::model(config, None).expect("a model");
     let stepper = assemble::training(config, &built).expect("a step");
-    let world = VirtualWorld::new(Links { latency_seconds: 1e-5, bytes_per_second: 1e9 });
+    let world = VirtualWorld::new(links);
     let moments = ranks::run(stepper.plan.mesh.world_size(), Duration::from_secs(60), |inner| {
         let (communicator, clock) = world.join(inner);
         let pipeline_rank = stepper.plan.mesh.coord(communicator.rank()).get(Axis::Pp);
@@ -63,15 +63,30 @@ fn step_milliseconds(config: &Config) -> f64 {
     1e3 * (last(|m| m.1) - last(|m| m.0)) / STEPS as f64
 }
 
+/// Forwards that each rank does before it knows whether the last step stands, and the kilobytes of states it keeps.
+fn ahead(config: &Config) -> (Vec<usize>, usize) {
+    let built = assemble::model(config, None).expect("a model");
+    let stepper = assemble::training(config, &built).expect("a step");
+    let programs = (0..config.parallel.mesh.pp).map(|rank| stepper.program(rank, &Chooser::Policy, false));
+    let programs: Vec<_> = programs.map(|program| program.expect("a program")).collect();
+    let num_ahead = programs.iter().map(|p| p.validation.as_ref().map_or(0, |v| v.num_ahead)).collect();
+    (num_ahead, programs.iter().map(|p| p.saved_bytes).max().unwrap_or(0) / 1000)
+}
+
 fn main() {
-    println!("| ranks | schedule | waits for the norm (ms a step) | validates later | gain |");
-    println!("|---|---|---|---|---|");
+    println!(
+        "| ranks | schedule | waits (ms a step) | validates later | gain | forwards ahead | states kept (kB) |"
+    );
+    println!("|---|---|---|---|---|---|---|");
     for pipeline_ranks in [4, 8] {
         for (schedule, chunks) in [("zb-h2", 1), ("zb-v", 2)] {
+            let of = |post_validation| config(pipeline_ranks, schedule, chunks, post_validation);
+            let (num_ahead, kilobytes) = ahead(&of(true));
+            let links = Links { latency_seconds: 1e-5, bytes_per_second: 1e9 };
             let mut times = [vec![], vec![]];
             for _ in 0..TRIES {
                 for (times, post_validation) in times.iter_mut().zip([false, true]) {
-                    times.push(step_milliseconds(&config(pipeline_ranks, schedule, chunks, post_validation)));
+                    times.push(step_milliseconds(&of(post_validation), links));
                 }
             }
             let [waits, later] = times.map(|mut times| {
@@ -79,7 +94,7 @@ fn main() {
                 times[TRIES / 2]
             });
             println!(
-                "| {pipeline_ranks} | {schedule} | {waits:.3} | {later:.3} | {:.1} % |",
+                "| {pipeline_ranks} | {schedule} | {waits:.3} | {later:.3} | {:.1} % | {num_ahead:?} | {kilobytes} |",
                 100.0 * (1.0 - later / waits)
             );
         }
