@@ -17,7 +17,7 @@ mod vjp;
 pub use graph::{Dim, DimInfo, Graph, GraphError, Node, NodeId, Place, Role, Value, ValueId, ValueType};
 pub use op::{Buckets, Init, NormKind, Op, Pointwise, State, StateKind};
 pub use precision::mix_precision;
-pub use recompute::{Recompute, recompute};
+pub use recompute::{Class, Classes, Layers, Operations, Recompute, cut, recompute};
 pub use roles::assign_backward_roles;
 pub use signature::{IndexKind, Signature};
 pub use vjp::{Cotangents, vjp};

@@ -120,7 +120,7 @@ fn programs(graph: &Graph) -> Vec<(String, Schedule, Program)> {
 
 #[test]
 fn what_is_kept_is_what_the_schedule_counts() {
-    for (of, schedule, program) in programs(&graph(Family::Gpt2, Recompute::None)) {
+    for (of, schedule, program) in programs(&graph(Family::Gpt2, Recompute::NONE)) {
         let live = walk(&program).chunks;
         let peak = live.iter().map(BTreeSet::len).max();
         assert_eq!(peak, Some(schedule.peak_live()[program.pipeline_rank]), "{of}");
@@ -131,7 +131,7 @@ fn what_is_kept_is_what_the_schedule_counts() {
 fn the_arena_is_hardly_more_than_what_lives_at_once() {
     let within = |extent: usize, live: usize| live <= extent && extent as f64 <= 1.05 * live as f64;
     for family in [Family::Gpt2, Family::Llama] {
-        for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
+        for recompute in [Recompute::NONE, Recompute::SELECTIVE, Recompute::FULL] {
             for (of, _, program) in programs(&graph(family, recompute)) {
                 let Walk { slots, both, .. } = walk(&program);
                 let kept = program.memory.activations_bytes;
@@ -147,7 +147,7 @@ fn the_arena_is_hardly_more_than_what_lives_at_once() {
 
 #[test]
 fn slots_are_shared_where_there_would_be_too_many() {
-    let graph = graph(Family::Llama, Recompute::None);
+    let graph = graph(Family::Llama, Recompute::NONE);
     let of = |num_microbatches: usize| {
         let schedule = "zb-h1".to_owned();
         let parallel = Parallel { pp: 2, num_microbatches, schedule, ..Parallel::default() };
@@ -184,7 +184,7 @@ fn moved(program: &mut Program, root: BufferId, onto: BufferId, microbatch: usiz
 
 #[test]
 fn a_value_in_the_place_of_another_is_refused() {
-    let graph = graph(Family::Gpt2, Recompute::Selective);
+    let graph = graph(Family::Gpt2, Recompute::SELECTIVE);
     let (mut num_operands, mut num_in_flight) = (0, 0);
     for (of, _, program) in programs(&graph).into_iter().step_by(3) {
         let run = *program.runs().iter().rev().find(|run| program.blocks[run.block].stage.is_some()).unwrap();

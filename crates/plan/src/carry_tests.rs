@@ -9,7 +9,7 @@ use crate::{Chooser, Instruction, Parallel, Phase, Plan, Program, When, check, l
 
 #[test]
 fn updated_parameters_are_gathered_behind_the_next_forward() {
-    let graph = graph(Family::Llama, true, Recompute::None);
+    let graph = graph(Family::Llama, true, Recompute::NONE);
     for (zero, pp) in [(1, 1), (2, 1), (1, 2)] {
         let parallel = Parallel { dp: 2, pp, num_microbatches: 3, zero, ..Parallel::default() };
         let (plan, programs) = programs(&graph, &parallel, &Chooser::Policy);
@@ -56,7 +56,7 @@ fn updated_parameters_are_gathered_behind_the_next_forward() {
 
 #[test]
 fn narrow_copies_are_made_behind_the_next_forward() {
-    let graph = graph_in(Family::Llama, true, Recompute::None, Precision::Scaled);
+    let graph = graph_in(Family::Llama, true, Recompute::NONE, Precision::Scaled);
     for (pp, num_microbatches, narrow) in [(1, 3, DType::BF16), (2, 1, DType::BF16), (2, 3, DType::F16)] {
         let parallel = Parallel { dp: 2, pp, num_microbatches, zero: 1, ..Parallel::default() };
         let mut plan = Plan::new(&graph, &parallel, DType::F32).unwrap();

@@ -113,7 +113,7 @@ fn count(program: &Program, name: &str) -> usize {
 #[test]
 fn biases_and_residuals_are_fused_where_nothing_is_owed() {
     let whole = Parallel::default();
-    let graph = graph(Family::Gpt2, false, Recompute::None);
+    let graph = graph(Family::Gpt2, false, Recompute::NONE);
     let (_, programs) = programs(&graph, &whole, &Chooser::Policy);
     // Of each of 7 layers: q, k, v, the output, both of the feed-forward; then the norm of every sum but the first.
     assert_eq!([count(&programs[0], "linear"), count(&programs[0], "add_norm")], [7 * 6, 2 * 7]);
@@ -143,7 +143,7 @@ fn biases_and_residuals_are_fused_where_nothing_is_owed() {
 
 #[test]
 fn the_gradient_of_the_logits_takes_their_place() {
-    let graph = graph(Family::Gpt2, false, Recompute::None);
+    let graph = graph(Family::Gpt2, false, Recompute::NONE);
     let gradients = |program: &Program| -> Vec<bool> {
         let instructions = program.blocks.iter().flat_map(|b| &b.instructions);
         let of = |i: &Instruction| match i {
@@ -161,7 +161,7 @@ fn the_gradient_of_the_logits_takes_their_place() {
 
 #[test]
 fn logits_that_are_read_again_keep_their_place() {
-    let graph = graph(Family::Gpt2, false, Recompute::None);
+    let graph = graph(Family::Gpt2, false, Recompute::NONE);
     let (_, programs) = programs(&graph, &Parallel::default(), &Chooser::Policy);
     // As lowering leaves it: the gradient has a place of its own, and addresses are not assigned yet.
     let mut program = programs[0].clone();
@@ -203,7 +203,7 @@ fn logits_that_are_read_again_keep_their_place() {
 fn every_layout_lowers_to_a_program_that_the_checker_accepts() {
     for family in [Family::Gpt2, Family::Llama] {
         for (tied, recompute) in
-            [(true, Recompute::None), (false, Recompute::Selective), (true, Recompute::Full)]
+            [(true, Recompute::NONE), (false, Recompute::SELECTIVE), (true, Recompute::FULL)]
         {
             let graph = graph(family, tied, recompute);
             for parallel in layouts() {
@@ -216,9 +216,9 @@ fn every_layout_lowers_to_a_program_that_the_checker_accepts() {
 #[test]
 fn mixed_precision_lowers_in_every_layout_and_keeps_what_is_summed_wide() {
     for (family, tied, recompute, precision) in [
-        (Family::Gpt2, true, Recompute::None, Precision::Mixed),
-        (Family::Llama, true, Recompute::Selective, Precision::Scaled),
-        (Family::Llama, false, Recompute::Full, Precision::Mixed),
+        (Family::Gpt2, true, Recompute::NONE, Precision::Mixed),
+        (Family::Llama, true, Recompute::SELECTIVE, Precision::Scaled),
+        (Family::Llama, false, Recompute::FULL, Precision::Mixed),
     ] {
         let graph = graph_in(family, tied, recompute, precision);
         for parallel in layouts() {
@@ -283,7 +283,7 @@ fn reads_packed_as_plain(program: &Program) -> Option<Program> {
 
 #[test]
 fn random_legal_choices_lower_too() {
-    let graph = graph(Family::Llama, true, Recompute::None);
+    let graph = graph(Family::Llama, true, Recompute::NONE);
     for seed in 0..12 {
         for parallel in layouts() {
             programs(&graph, &parallel, &Chooser::Random(seed));
@@ -294,7 +294,7 @@ fn random_legal_choices_lower_too() {
 #[test]
 fn the_checker_notices_every_missing_collective() {
     for family in [Family::Gpt2, Family::Llama] {
-        let graph = graph(family, true, Recompute::None);
+        let graph = graph(family, true, Recompute::NONE);
         for parallel in layouts() {
             let (plan, programs) = programs(&graph, &parallel, &Chooser::Policy);
             for program in programs {
@@ -326,7 +326,7 @@ fn the_checker_notices_every_missing_collective() {
 
 #[test]
 fn gradients_are_reduced_in_buckets_before_the_update() {
-    let graph = graph(Family::Gpt2, false, Recompute::None);
+    let graph = graph(Family::Gpt2, false, Recompute::NONE);
     let plain = Parallel { dp: 2, num_microbatches: 3, ..Parallel::default() };
     let starts = |program: &Program, phase: Phase| -> Vec<(usize, usize, When)> {
         let blocks = program.blocks.iter().filter(|b| b.phase == phase);
@@ -363,7 +363,7 @@ fn gradients_are_reduced_in_buckets_before_the_update() {
 
 #[test]
 fn sharded_gradients_and_parameters_move_in_the_background() {
-    let graph = graph(Family::Llama, false, Recompute::None);
+    let graph = graph(Family::Llama, false, Recompute::NONE);
     let of = |zero: u8, bucket_bytes: usize| {
         let parallel = Parallel { dp: 2, num_microbatches: 3, zero, bucket_bytes, ..Parallel::default() };
         programs(&graph, &parallel, &Chooser::Policy).1.remove(0)
@@ -406,7 +406,7 @@ fn sharded_gradients_and_parameters_move_in_the_background() {
 
 #[test]
 fn a_tied_gradient_within_a_stage_is_one_sum() {
-    let graph = graph(Family::Llama, true, Recompute::None);
+    let graph = graph(Family::Llama, true, Recompute::NONE);
     for num_microbatches in [1, 3] {
         for zero in [0, 1, 2] {
             let parallel = Parallel { dp: 2, zero, num_microbatches, ..Parallel::default() };
@@ -431,7 +431,7 @@ fn a_tied_gradient_within_a_stage_is_one_sum() {
 
 #[test]
 fn what_is_in_flight_may_not_be_touched_nor_lie_apart() {
-    let graph = graph(Family::Llama, true, Recompute::None);
+    let graph = graph(Family::Llama, true, Recompute::NONE);
     let parallel = Parallel { dp: 2, num_microbatches: 3, bucket_bytes: 9000, ..Parallel::default() };
     let (plan, programs) = programs(&graph, &parallel, &Chooser::Policy);
     let program = &programs[0];
@@ -479,7 +479,7 @@ fn what_is_in_flight_may_not_be_touched_nor_lie_apart() {
 
 #[test]
 fn a_missing_message_or_a_foreign_collective_is_noticed() {
-    let graph = graph(Family::Llama, true, Recompute::None);
+    let graph = graph(Family::Llama, true, Recompute::NONE);
     let parallel = Parallel { pp: 4, dp: 2, num_microbatches: 5, zero: 1, ..Parallel::default() };
     let (plan, programs) = programs(&graph, &parallel, &Chooser::Policy);
     let mut mutants = 0;
@@ -508,7 +508,7 @@ fn a_missing_message_or_a_foreign_collective_is_noticed() {
 
 #[test]
 fn live_temporaries_and_stored_buffers_never_overlap() {
-    let graph = graph(Family::Llama, false, Recompute::None);
+    let graph = graph(Family::Llama, false, Recompute::NONE);
     for parallel in layouts() {
         for program in programs(&graph, &parallel, &Chooser::Policy).1 {
             let memory = program.memory;
@@ -531,7 +531,7 @@ fn live_temporaries_and_stored_buffers_never_overlap() {
 
 #[test]
 fn what_cannot_be_split_is_named() {
-    let graph = graph(Family::Llama, true, Recompute::None);
+    let graph = graph(Family::Llama, true, Recompute::NONE);
     let one = Parallel::default();
     let cases = [
         (Parallel { tp: 3, ..one.clone() }, "tp = 3"),

@@ -436,9 +436,8 @@ fn cut_stages(graph: &Graph, parallel: &Parallel) -> Result<Vec<usize>, PlanErro
         return Err(PlanError::TooManyStages { stages, layers });
     }
     let mut stage_of_layer = vec![0];
-    for stage in 0..stages {
-        let share = layers / stages + usize::from(stage < layers % stages);
-        stage_of_layer.extend(std::iter::repeat_n(stage, share));
+    for (stage, layers) in graph::cut(layers, stages).enumerate() {
+        stage_of_layer.extend(std::iter::repeat_n(stage, layers.len()));
     }
     stage_of_layer.push(stages - 1);
     Ok(stage_of_layer)

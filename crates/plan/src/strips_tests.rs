@@ -20,7 +20,7 @@ fn strips(program: &mut Program) -> Vec<&mut Instruction> {
 #[test]
 fn no_rank_holds_more_logits_than_a_strip_has() {
     for tied in [false, true] {
-        let graph = graph(Family::Gpt2, tied, Recompute::None);
+        let graph = graph(Family::Gpt2, tied, Recompute::NONE);
         let [batch, vocab] = ["batch", "vocab"].map(|name| graph.find_dim(name).unwrap());
         for parallel in layouts() {
             let (_, mut programs) = programs(&graph, &in_strips(&parallel), &Chooser::Policy);
@@ -40,7 +40,7 @@ fn no_rank_holds_more_logits_than_a_strip_has() {
 
 #[test]
 fn a_forward_gathers_no_head_that_its_backward_has() {
-    let graph = graph(Family::Llama, false, Recompute::None);
+    let graph = graph(Family::Llama, false, Recompute::NONE);
     let parallel = Parallel { dp: 2, pp: 2, zero: 3, num_microbatches: 2, ..Parallel::default() };
     let gathers = |parallel: &Parallel| -> Vec<usize> {
         let (_, programs) = programs(&graph, parallel, &Chooser::Policy);
@@ -59,7 +59,7 @@ fn a_forward_gathers_no_head_that_its_backward_has() {
 
 #[test]
 fn what_does_not_go_strip_by_strip_is_refused() {
-    let graph = graph(Family::Gpt2, false, Recompute::None);
+    let graph = graph(Family::Gpt2, false, Recompute::NONE);
     let (plan, programs) = programs(&graph, &in_strips(&Parallel::default()), &Chooser::Policy);
     let verdict = |change: &dyn Fn(&mut Program)| -> String {
         let mut mutant = programs[0].clone();

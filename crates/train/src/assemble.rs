@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use graph::Graph;
+use graph::{Graph, Layers, Recompute};
 use memory::DType;
 use models::{Decoder, Dropout, Model, Step};
 use plan::{Chooser, Parallel, Plan, Program};
 
-use crate::config::{Config, Context, Family, InstructionSet, Optimizer, Precision, Recompute, Task};
+use crate::config::{Config, Context, Family, InstructionSet, Optimizer, Precision, Task};
 use crate::describe::{Facts, describe};
 use crate::error::TrainError;
 use crate::explain::Sizes;
@@ -189,12 +189,14 @@ fn parallel(config: &Config) -> Result<Parallel, TrainError> {
     })
 }
 
-fn recompute(config: &Config) -> graph::Recompute {
-    match config.parallel.recompute {
-        Recompute::None => graph::Recompute::None,
-        Recompute::Selective => graph::Recompute::Selective,
-        Recompute::Full => graph::Recompute::Full,
-    }
+fn recompute(config: &Config) -> Recompute {
+    let parallel = &config.parallel;
+    let stages = parallel.mesh.pp * parallel.chunks;
+    let layers = match parallel.recompute_layers {
+        0 => Layers::All,
+        first => Layers::FirstOfEach { first, stages },
+    };
+    Recompute { operations: parallel.recompute, layers }
 }
 
 fn optimizer(config: &Config) -> models::Optimizer {

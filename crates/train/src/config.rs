@@ -32,7 +32,7 @@ pub use error::ConfigError;
 pub use layout::{parse_layout, parse_mesh};
 pub use model::{Family, Model};
 pub use names::Name;
-pub use parallel::{Context, InstructionSet, MeshSizes, Parallel, Recompute};
+pub use parallel::{Context, InstructionSet, MeshSizes, Parallel};
 pub use source::Source;
 pub use task::Task;
 pub use train::{LrSchedule, Optimizer, Precision, Train};
@@ -56,7 +56,7 @@ pub struct Config {
 
 impl Config {
     /// This configuration with every default filled in that the text alone gives: `num_kv_heads`,
-    /// `head_dim`, `mlp` and `max_positions`. `vocab_size` stays `None` where the tokenizer decides it.
+    /// `head_dim`, `mlp`, `max_positions` and `dropout`. `vocab_size` stays `None` where the tokenizer decides it.
     pub fn resolved(&self) -> Config {
         let mut config = self.clone();
         if self.model.from.is_none() {
@@ -64,6 +64,7 @@ impl Config {
             config.model.head_dim = Some(self.model.resolved_head_dim());
             config.model.mlp = Some(self.model.resolved_mlp());
             config.model.max_positions = Some(self.resolved_max_positions());
+            config.model.dropout = Some(self.model.dropout.unwrap_or(0.0));
         }
         config
     }

@@ -272,7 +272,7 @@ fn error(a: &[f64], b: &[f64], floor: f64) -> f64 {
 /// The configuration on one rank: the reference of every layout.
 pub fn reference(config: &Config) -> Result<Config, TrainError> {
     let mut one = config.with_layout("dp=1;zero=0;sequence=false;num_microbatches=1")?;
-    one.parallel.recompute = crate::config::Recompute::None;
+    one.parallel.recompute = graph::Operations::None;
     Ok(one)
 }
 

@@ -15,7 +15,7 @@ pub use report::{Communication, Place, Report, Share};
 pub use runtime::Queue;
 pub use trace::write_trace;
 
-use crate::config::{Config, Parallel, Recompute};
+use crate::config::{Config, Parallel};
 use crate::error::TrainError;
 use crate::parity_report::with_vocabulary;
 use crate::{assemble, explain};
@@ -60,7 +60,7 @@ fn place(config: &Config) -> Result<Place, TrainError> {
 /// Operations in the products of a step, as the model needs them: on one rank, each once, nothing recomputed.
 fn model_flops(config: &Config) -> Result<f64, TrainError> {
     let mut alone = config.clone();
-    alone.parallel = Parallel { recompute: Recompute::None, ..Default::default() };
+    alone.parallel = Parallel::default();
     let built = assemble::model(&alone, None)?;
     let stepper = assemble::training(&alone, &built)?;
     let program = stepper.program(0, &Chooser::Policy, false)?;

@@ -25,7 +25,14 @@ const SCHEDULES: &[(usize, &[&str])] =
 #[test]
 fn every_schedule_trains_with_the_bits_of_gpipe() {
     let small = Small { num_layers: 9, batch: 16, ..Small::default() };
-    let extras: &[&str] = &["", ";recompute=full", ";recompute=selective;zero=1", ";zero=2", ";zero=3"];
+    let extras: &[&str] = &[
+        "",
+        ";recompute=full",
+        ";recompute=selective;zero=1",
+        ";zero=2",
+        ";zero=3",
+        ";recompute=[\"attention\", \"norm\"];recompute_layers=1",
+    ];
     let inside: &[&str] = &["", ",dp=2", ",tp=2", ",cp=2"];
     for (chunks, names) in SCHEDULES {
         for pipeline_ranks in [2, 4] {

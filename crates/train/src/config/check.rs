@@ -271,6 +271,12 @@ impl Config {
             let reason = "pairs are compared with all of the batch: use one microbatch and more ranks of dp";
             return Err(ConfigError::Conflict { key, place, other: "task", reason });
         }
+        if parallel.recompute_layers > 0 && parallel.recompute == graph::Operations::None {
+            let key = "parallel.recompute_layers".to_string();
+            let place = places.of(&key);
+            let reason = "in no layer is anything computed again: set parallel.recompute";
+            return Err(ConfigError::Conflict { key, place, other: "parallel.recompute = none", reason });
+        }
         let [pp, m, chunks] = [parallel.mesh.pp, parallel.num_microbatches, parallel.chunks];
         let fits = match parallel.read_schedule()? {
             Some(read) => read.check_fits(pp, m, chunks).and_then(|()| read.check().map(|_| ())),

@@ -82,6 +82,7 @@ pub(super) const TABLES: [(&str, &[&str]); 4] = [
             "post_validation",
             "logits_rows",
             "recompute",
+            "recompute_layers",
             "threads_per_rank",
             "instruction_set",
             "exact",

@@ -3,8 +3,11 @@
 
 use std::path::PathBuf;
 
+use graph::{Class, Classes, Operations};
+
 use super::layout::{axes_of_table, axes_of_text, axis_size};
-use super::names::named;
+use super::names::{named, nearest};
+use super::source::shortened;
 use super::value::{Raw, Value};
 use super::{ConfigError, Source};
 
@@ -15,18 +18,6 @@ named! {
         Gather = "gather",
         /// Tokens dealt out in turn, so that causal work is even.
         Striped = "striped",
-    }
-}
-
-named! {
-    /// Which activations are computed again in the backward.
-    Recompute {
-        /// None.
-        None = "none",
-        /// Those that are cheap for their size.
-        Selective = "selective",
-        /// All of a layer.
-        Full = "full",
     }
 }
 
@@ -126,8 +117,10 @@ pub struct Parallel {
     pub post_validation: bool,
     /// Tokens whose logits are held at a time; 0: chosen by the type of activations.
     pub logits_rows: usize,
-    /// Which activations are computed again.
-    pub recompute: Recompute,
+    /// Which operations are computed again in the backward.
+    pub recompute: Operations,
+    /// In how many layers of each stage, the first ones; 0: in all.
+    pub recompute_layers: usize,
     /// Compute threads of each rank.
     pub threads_per_rank: usize,
     /// Instructions that kernels may use.
@@ -151,7 +144,8 @@ impl Default for Parallel {
             bucket_bytes: plan::BUCKET_BYTES,
             post_validation: false,
             logits_rows: 0,
-            recompute: Recompute::None,
+            recompute: Operations::None,
+            recompute_layers: 0,
             threads_per_rank: 1,
             instruction_set: InstructionSet::Auto,
             exact: false,
@@ -180,7 +174,8 @@ impl Parallel {
             "bucket_bytes" => self.bucket_bytes = value.count(0)?,
             "post_validation" => self.post_validation = value.switch()?,
             "logits_rows" => self.logits_rows = value.count(0)?,
-            "recompute" => self.recompute = value.name()?,
+            "recompute" => self.recompute = operations(value)?,
+            "recompute_layers" => self.recompute_layers = value.count(0)?,
             "threads_per_rank" => self.threads_per_rank = value.count(1)?,
             "instruction_set" => self.instruction_set = value.name()?,
             "exact" => self.exact = value.switch()?,
@@ -191,6 +186,49 @@ impl Parallel {
             }
         }
         Ok(true)
+    }
+}
+
+/// Sets of operations that have a name of their own.
+const OPERATIONS: [(&str, Operations); 3] = [
+    ("none", Operations::None),
+    ("selective", Operations::Chosen(Classes::CHEAP)),
+    ("full", Operations::All),
+];
+
+/// What is computed again: a name, or kinds of operations.
+fn operations(value: &Value) -> Result<Operations, ConfigError> {
+    let class = |name: &str| Class::NAMES.iter().find(|(known, _)| *known == name).map(|(_, class)| *class);
+    let known = || OPERATIONS.map(|(name, _)| name).into_iter().chain(Class::NAMES.map(|(name, _)| name));
+    let unknown = |name: &str| {
+        let (key, place) = (value.key.clone(), value.place.clone());
+        let nearest = nearest(name, known());
+        ConfigError::UnknownName { key, value: shortened(name), place, nearest, known: known().collect() }
+    };
+    if let Raw::Array(items) = &value.raw {
+        let classes = items.iter().map(|item| match item {
+            Raw::String(name) => class(name).ok_or_else(|| unknown(name)),
+            _ => Err(value.wrong_type("a string, or an array of strings")),
+        });
+        return Ok(Operations::Chosen(Classes::of(&classes.collect::<Result<Vec<_>, _>>()?)));
+    }
+    let name = value.text()?;
+    let set = OPERATIONS.iter().find(|(known, _)| *known == name).map(|(_, operations)| *operations);
+    let of_class = || class(&name).map(|class| Operations::Chosen(Classes::of(&[class])));
+    set.or_else(of_class).ok_or_else(|| unknown(&name))
+}
+
+impl Parallel {
+    /// Names of what is computed again: one of a set, or those of kinds of operations.
+    pub(super) fn recompute_names(&self) -> Vec<&'static str> {
+        let set = OPERATIONS.iter().find(|(_, operations)| *operations == self.recompute);
+        match (set, self.recompute) {
+            (Some((name, _)), _) => vec![*name],
+            (None, Operations::Chosen(classes)) => {
+                Class::NAMES.iter().filter(|(_, class)| classes.has(*class)).map(|(name, _)| *name).collect()
+            }
+            (None, _) => unreachable!("none and all have names"),
+        }
     }
 }
 

@@ -33,12 +33,13 @@ fn the_contracts_example_and_its_defaults() {
         mlp: None,
         vocab_size: None,
         max_positions: None,
+        dropout: None,
         ..config.model
     };
     assert_eq!(bare.model, model);
     assert_eq!(bare.parallel.deadline_seconds, 60.0);
     assert_eq!(bare.resolved().model.mlp, Some(1024));
-    assert_eq!(bare.resolved().model.max_positions, Some(256));
+    assert_eq!((bare.resolved().model.max_positions, bare.resolved().model.dropout), (Some(256), Some(0.0)));
     let gpt2 = load("model.family = 'gpt2'\nmodel.embed = 96", &[], None).unwrap();
     assert_eq!(
         (gpt2.model.family, gpt2.model.resolved_mlp(), gpt2.model.resolved_head_dim()),
@@ -256,7 +257,15 @@ const BAD_LINES: &[(&str, &str)] = &[
     ),
     (
         "[parallel]\nrecompute = \"ful\"",
-        "`parallel.recompute` is \"ful\" in F:4; did you mean \"full\"? Known: none, selective, full",
+        "`parallel.recompute` is \"ful\" in F:4; did you mean \"full\"? Known: none, selective, full, norm, activation, dropout, rotary, attention, linear",
+    ),
+    (
+        "[parallel]\nrecompute = [\"norm\", \"atention\"]",
+        "`parallel.recompute` is \"atention\" in F:4; did you mean \"attention\"? Known: none, selective, full, norm, activation, dropout, rotary, attention, linear",
+    ),
+    (
+        "[parallel]\nrecompute_layers = 2",
+        "`parallel.recompute_layers` in F:4 cannot stand beside `parallel.recompute = none`: in no layer is anything computed again: set parallel.recompute",
     ),
     (
         "[parallel]\ndeadline_seconds = 0",

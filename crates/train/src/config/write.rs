@@ -86,7 +86,12 @@ impl Config {
         text.key("bucket_bytes", parallel.bucket_bytes);
         text.key("post_validation", parallel.post_validation);
         text.key("logits_rows", parallel.logits_rows);
-        text.key("recompute", string(parallel.recompute.name()));
+        let recompute: Vec<String> = parallel.recompute_names().into_iter().map(string).collect();
+        match &recompute[..] {
+            [one] => text.key("recompute", one),
+            kinds => text.key("recompute", format!("[{}]", kinds.join(", "))),
+        }
+        text.key("recompute_layers", parallel.recompute_layers);
         text.key("threads_per_rank", parallel.threads_per_rank);
         text.key("instruction_set", string(parallel.instruction_set.name()));
         text.key("exact", parallel.exact);

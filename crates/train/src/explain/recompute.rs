@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use plan::{Block, Instruction, Phase, Plan, Program};
+use plan::{Block, Instruction, Phase, Plan, Program, When};
 use serde::Serialize;
 
 use super::communication::runs;
@@ -16,25 +16,34 @@ pub struct Recomputed {
     pub operations: usize,
     /// Floating-point operations of the products among them.
     pub flops: f64,
-    /// The same as a part of what the rank would compute without: about the part by which its forward and backward take
-    /// longer, as far as products take the time.
+    /// Bytes that they read and write.
+    pub bytes: f64,
+    /// The part by which forward and backward take longer, with a byte counted as [`FLOPS_PER_BYTE`] operations.
     pub extra_fraction: f64,
 }
 
+/// What products do while others move a byte: a core of today in f32, whose operands lie in its caches.
+pub const FLOPS_PER_BYTE: f64 = 16.0;
+
 /// Counts of one pipeline rank; none if it computes nothing again.
 pub(super) fn of(plan: &Plan, program: &Program) -> Option<Recomputed> {
-    let (mut operations, mut flops, mut all) = (0, 0.0, 0.0);
+    let (mut operations, mut flops, mut bytes, mut all) = (0, 0.0, 0.0, 0.0);
+    let cost = |flops: f64, bytes: f64| flops + FLOPS_PER_BYTE * bytes;
     for (at, block) in program.blocks.iter().enumerate().filter(|(_, block)| block.stage.is_some()) {
         let is_backward = block.phase != Phase::Forward;
         let forward = program.block(block.stage, Phase::Forward).filter(|_| is_backward);
         let known: HashSet<(&str, &str)> = forward.into_iter().flat_map(operations_of).collect();
         let times = runs(program, block);
         for (index, instruction) in block.instructions.iter().enumerate() {
-            let work = times as f64 * runtime::work(plan, program, at, index).flops;
-            all += work;
+            let work = runtime::work(plan, program, at, index);
+            let [of_products, moved] = [work.flops, work.bytes].map(|of_one| times as f64 * of_one);
+            if work.queue == runtime::Queue::Compute {
+                all += cost(of_products, moved);
+            }
             if operation(instruction).is_some_and(|operation| known.contains(&operation)) {
                 operations += times;
-                flops += work;
+                flops += of_products;
+                bytes += moved;
             }
         }
     }
@@ -42,7 +51,8 @@ pub(super) fn of(plan: &Plan, program: &Program) -> Option<Recomputed> {
         stage: program.pipeline_rank,
         operations,
         flops,
-        extra_fraction: flops / (all - flops),
+        bytes,
+        extra_fraction: cost(flops, bytes) / (all - cost(flops, bytes)),
     })
 }
 
@@ -50,10 +60,10 @@ fn operations_of(block: &Block) -> impl Iterator<Item = (&str, &str)> {
     block.instructions.iter().filter_map(operation)
 }
 
-/// Name of the node and kind: a clone has those of what it repeats.
+/// Name of the node and kind: a clone has those of what it repeats. What is made once a step is no microbatch's.
 fn operation(instruction: &Instruction) -> Option<(&str, &str)> {
     match instruction {
-        Instruction::Compute { op, name, .. } => Some((name.as_str(), op.name())),
+        Instruction::Compute { op, name, when: When::Always, .. } => Some((name.as_str(), op.name())),
         _ => None,
     }
 }

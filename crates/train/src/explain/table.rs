@@ -119,7 +119,7 @@ impl Explanation {
         if let Some(most) = most {
             writeln!(
                 f,
-                "  recompute: stage {} computes {} again in the backward, {:.1} % more floating-point work.",
+                "  recompute: stage {} computes {} again in the backward, about {:.1} % more work.",
                 most.stage,
                 number(most.operations, "operation"),
                 100.0 * most.extra_fraction
