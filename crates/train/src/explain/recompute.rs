@@ -18,12 +18,12 @@ pub struct Recomputed {
     pub flops: f64,
     /// Bytes that they read and write.
     pub bytes: f64,
-    /// The part by which forward and backward take longer, with a byte counted as [`FLOPS_PER_BYTE`] operations.
+    /// The part by which forward and backward take longer, with a byte counted as 16 operations.
     pub extra_fraction: f64,
 }
 
 /// What products do while others move a byte: a core of today in f32, whose operands lie in its caches.
-pub const FLOPS_PER_BYTE: f64 = 16.0;
+const FLOPS_PER_BYTE: f64 = 16.0;
 
 /// Counts of one pipeline rank; none if it computes nothing again.
 pub(super) fn of(plan: &Plan, program: &Program) -> Option<Recomputed> {
