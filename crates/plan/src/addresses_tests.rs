@@ -189,7 +189,7 @@ fn a_value_in_the_place_of_another_is_refused() {
     for (of, _, program) in programs(&graph).into_iter().step_by(3) {
         let run = *program.runs().iter().rev().find(|run| program.blocks[run.block].stage.is_some()).unwrap();
         let root = |id: &BufferId| program.buffer(*id).storage;
-        let mut under_way: BTreeMap<usize, BufferId> = BTreeMap::new();
+        let mut under_way: BTreeMap<usize, Vec<BufferId>> = BTreeMap::new();
         let refused = |of_value: BufferId, onto: BufferId, count: &mut usize| {
             let mut mutant = program.clone();
             if moved(&mut mutant, of_value, onto, run.microbatch) {
@@ -201,8 +201,9 @@ fn a_value_in_the_place_of_another_is_refused() {
         for (index, instruction) in run.instructions(&program.blocks[run.block]) {
             let (reads, writes) = instruction.uses();
             match instruction {
-                Instruction::Start { outputs, ticket, .. } => {
-                    under_way.insert(*ticket, root(&outputs[0]));
+                // Of what it reads, often nothing else says that it lives on.
+                Instruction::Start { inputs, outputs, ticket, .. } => {
+                    under_way.insert(*ticket, inputs.iter().chain(outputs).map(root).collect());
                 }
                 Instruction::Wait { ticket, .. } => {
                     under_way.remove(ticket);
@@ -213,7 +214,7 @@ fn a_value_in_the_place_of_another_is_refused() {
                         refused(written, read, &mut num_operands);
                     }
                     // While it computes, a collective reads or writes elsewhere.
-                    if let Some(held) = under_way.values().next() {
+                    for held in under_way.values().next().into_iter().flatten() {
                         refused(written, *held, &mut num_in_flight);
                     }
                 }
