@@ -64,7 +64,8 @@ fn dtype(dtype: memory::DType) -> DType {
 /// Saves all ranks' states; every rank calls it. Returns the checkpoint's directory.
 ///
 /// # Errors
-/// A full disk or a missing peer; the previous checkpoint is then untouched and the partial one removed.
+/// A full disk or a missing peer; the previous checkpoint is then untouched. The partial one is ignored by every reader and
+/// removed by the next save, or here if this rank's own file was refused.
 pub(crate) fn save(
     executor: &Executor,
     checkpoints: &Path,
@@ -78,8 +79,11 @@ pub(crate) fn save(
             .world()
             .abort_handle()
             .abort(&format!("rank {} could not save step {step}", executor.rank()));
-        // Best effort: what is left is ignored by every reader and removed by the next save.
-        let _ = checkpoint::abandon(checkpoints, step);
+        // A full disk wants its room back. Where a peer is missing, others may still be writing: a directory that vanished
+        // would be their error then, instead of the peer.
+        if matches!(result, Err(TrainError::Checkpoint(_))) {
+            let _ = checkpoint::abandon(checkpoints, step);
+        }
     }
     result
 }
