@@ -130,6 +130,19 @@ impl Peers<'_> {
         if self.inline { Ok(()) } else { self.group.rendezvous(self.rank) }
     }
 
+    /// Goes through `bytes` bytes by (begin, length), as long as the world has not failed. Until it returns, no peer gives
+    /// its region back.
+    fn by_stretches(&self, bytes: usize, work: impl Fn(usize, usize)) -> Result<(), Interruption> {
+        let touch = self.group.touch(self.rank)?;
+        for begin in (0..bytes).step_by(STRETCH_BYTES) {
+            if touch.must_stop() {
+                return Err(Interruption::Failed);
+            }
+            work(begin, STRETCH_BYTES.min(bytes - begin));
+        }
+        Ok(())
+    }
+
     /// `target[..bytes]` becomes the reduction of all ranks' shared bytes from `offset`.
     fn reduce(
         &self,
@@ -142,12 +155,7 @@ impl Peers<'_> {
         if self.group.size() == 1 {
             return self.copy(self.rank, offset, target, bytes);
         }
-        let touch = self.group.touch(self.rank)?;
-        for begin in (0..bytes).step_by(STRETCH_BYTES) {
-            if touch.must_stop() {
-                return Err(Interruption::Failed);
-            }
-            let len = STRETCH_BYTES.min(bytes - begin);
+        self.by_stretches(bytes, |begin, len| {
             // SAFETY: each peer posted a region (or wrote a buffer) of the agreed size before the rendezvous we
             // passed, and gives it back only after a rendezvous we have not reached, or in a failed world after
             // `quiesce`, which waits for `touch`. `target` is our own region: of it, peers read only the parts that
@@ -156,8 +164,7 @@ impl Peers<'_> {
                 let source = |peer: usize| self.shared(peer).add(offset + begin);
                 fold(dtype, op, target.add(begin), source, self.group.size(), len);
             }
-        }
-        Ok(())
+        })
     }
 
     /// Of what all ranks share to be changed in place, this range becomes its reduction, on all ranks. Who writes to
@@ -167,13 +174,9 @@ impl Peers<'_> {
         if self.group.size() == 1 {
             return Ok(());
         }
-        let touch = self.group.touch(self.rank)?;
-        for stretch in range.clone().step_by(STRETCH_BYTES) {
-            if touch.must_stop() {
-                return Err(Interruption::Failed);
-            }
-            let end = range.end.min(stretch + STRETCH_BYTES);
-            for begin in (stretch..end).step_by(BLOCK_BYTES) {
+        self.by_stretches(range.len(), |stretch, bytes| {
+            let end = range.start + stretch + bytes;
+            for begin in (range.start + stretch..end).step_by(BLOCK_BYTES) {
                 let len = BLOCK_BYTES.min(end - begin);
                 // SAFETY: as in `reduce`. All regions were given to be written to, and of each, this range is touched by
                 // nobody but us before the next rendezvous.
@@ -186,26 +189,19 @@ impl Peers<'_> {
                     }
                 }
             }
-        }
-        Ok(())
+        })
     }
 
     /// `target[..bytes]` becomes what `peer` shares from `offset`.
     fn copy(&self, peer: usize, offset: usize, target: *mut u8, bytes: usize) -> Result<(), Interruption> {
-        let touch = self.group.touch(self.rank)?;
         let source = self.shared(peer).wrapping_add(offset);
         if source == target.cast_const() {
             return Ok(()); // in place, in a group of one
         }
-        for begin in (0..bytes).step_by(STRETCH_BYTES) {
-            if touch.must_stop() {
-                return Err(Interruption::Failed);
-            }
-            let len = STRETCH_BYTES.min(bytes - begin);
+        self.by_stretches(bytes, |begin, len| {
             // SAFETY: as in `reduce`; source and target are different regions, or the same part of different ranks'.
             unsafe { ptr::copy_nonoverlapping(source.add(begin), target.add(begin), len) }
-        }
-        Ok(())
+        })
     }
 }
 

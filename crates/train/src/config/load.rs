@@ -21,7 +21,7 @@ impl Config {
     ///
     /// The value of a `--set` is TOML, or else a bare string. A relative path is relative to the folder
     /// of the file it is written in, or on the command line to the working directory; in the result
-    /// every path is absolute. None of them is opened.
+    /// every path is absolute. None of them is opened but that of a schedule.
     ///
     /// # Errors
     /// The first fault, as one message with its place and remedy.

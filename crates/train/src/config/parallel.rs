@@ -199,23 +199,24 @@ const OPERATIONS: [(&str, Operations); 3] = [
 /// What is computed again: a name, or kinds of operations.
 fn operations(value: &Value) -> Result<Operations, ConfigError> {
     let class = |name: &str| Class::NAMES.iter().find(|(known, _)| *known == name).map(|(_, class)| *class);
-    let known = || OPERATIONS.map(|(name, _)| name).into_iter().chain(Class::NAMES.map(|(name, _)| name));
-    let unknown = |name: &str| {
+    let classes = Class::NAMES.map(|(name, _)| name);
+    let unknown = |name: &str, known: Vec<&'static str>| {
         let (key, place) = (value.key.clone(), value.place.clone());
-        let nearest = nearest(name, known());
-        ConfigError::UnknownName { key, value: shortened(name), place, nearest, known: known().collect() }
+        let nearest = nearest(name, known.iter().copied());
+        ConfigError::UnknownName { key, value: shortened(name), place, nearest, known: known.into() }
     };
     if let Raw::Array(items) = &value.raw {
-        let classes = items.iter().map(|item| match item {
-            Raw::String(name) => class(name).ok_or_else(|| unknown(name)),
+        let chosen = items.iter().map(|item| match item {
+            Raw::String(name) => class(name).ok_or_else(|| unknown(name, classes.to_vec())),
             _ => Err(value.wrong_type("a string, or an array of strings")),
         });
-        return Ok(Operations::Chosen(Classes::of(&classes.collect::<Result<Vec<_>, _>>()?)));
+        return Ok(Operations::Chosen(Classes::of(&chosen.collect::<Result<Vec<_>, _>>()?)));
     }
     let name = value.text()?;
     let set = OPERATIONS.iter().find(|(known, _)| *known == name).map(|(_, operations)| *operations);
     let of_class = || class(&name).map(|class| Operations::Chosen(Classes::of(&[class])));
-    set.or_else(of_class).ok_or_else(|| unknown(&name))
+    let known = || OPERATIONS.map(|(name, _)| name).into_iter().chain(classes).collect();
+    set.or_else(of_class).ok_or_else(|| unknown(&name, known()))
 }
 
 impl Parallel {

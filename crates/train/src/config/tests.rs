@@ -261,7 +261,7 @@ const BAD_LINES: &[(&str, &str)] = &[
     ),
     (
         "[parallel]\nrecompute = [\"norm\", \"atention\"]",
-        "`parallel.recompute` is \"atention\" in F:4; did you mean \"attention\"? Known: none, selective, full, norm, activation, dropout, rotary, attention, linear",
+        "`parallel.recompute` is \"atention\" in F:4; did you mean \"attention\"? Known: norm, activation, dropout, rotary, attention, linear",
     ),
     (
         "[parallel]\nrecompute_layers = 2",
