@@ -5,11 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+mod measure;
 mod mutant;
 pub mod slow_link;
 mod small;
 mod throttled;
 
+pub use measure::measure;
 pub use mutant::{Drop, Mutant, collectives};
 pub use small::{Small, full, pairwise};
 pub use throttled::Throttled;

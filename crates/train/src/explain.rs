@@ -4,7 +4,7 @@
 
 mod communication;
 mod listing;
-mod recompute;
+pub(crate) mod recompute;
 mod table;
 
 use std::collections::BTreeMap;

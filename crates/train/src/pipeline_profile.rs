@@ -1,7 +1,7 @@
 //! A pipeline's executed schedule in virtual time, action by action, beside what the simulator makes of the same
 //! schedule. Measures; prints nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::error::TrainError;
+use crate::explain::{Recomputed, recompute};
 use crate::synthetic::Synthetic;
 use crate::virtual_clock::{Links, Passage, RankClock, VirtualWorld};
 use crate::{assemble, ranks};
@@ -26,6 +27,8 @@ pub struct Executed {
     pub start: f64,
     /// When its value left, or when it was done if nobody on another rank wants one.
     pub end: f64,
+    /// Seconds in which it computed again what its stage's forward had computed.
+    pub again: f64,
 }
 
 /// One step of every pipeline rank.
@@ -54,6 +57,8 @@ pub struct Profile {
     pub schedule: Schedule,
     /// Seconds of one message between pipeline ranks.
     pub message_seconds: f64,
+    /// What stages compute again, as explained; those that compute nothing again are left out.
+    pub recomputed: Vec<Recomputed>,
     /// Steps whose actions were timed before those that count; the very first, a warm-up, left out.
     pub beforehand: Vec<Step>,
     /// The steps that count.
@@ -84,6 +89,20 @@ impl Profile {
         sums.into_iter().map(|(action, sum)| (action, sum / self.beforehand.len() as f64)).collect()
     }
 
+    /// The part by which what a pipeline rank computes again made each step longer: seconds of it over all others of that rank
+    /// in that step.
+    pub fn extra_fractions(&self, pipeline_rank: usize) -> Vec<f64> {
+        let of_step = |step: &Step| {
+            let (mut again, mut all) = (0.0, 0.0);
+            for executed in &step.ranks[pipeline_rank] {
+                again += executed.again;
+                all += executed.end - executed.start;
+            }
+            again / (all - again)
+        };
+        self.steps.iter().map(of_step).collect()
+    }
+
     /// The schedule on paper, if each of F, I and W took on every stage what it takes on average over all: where closed
     /// forms hold, they give this timeline's bubble.
     ///
@@ -101,6 +120,17 @@ impl Profile {
             .simulate_by(|_, action| mean(action.kind), |_, _| self.message_seconds, false)
             .map_err(plan::PlanError::from)?)
     }
+}
+
+/// What a stage's recompute costs in time.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct ExtraTime {
+    /// The stage's position in the pipeline.
+    pub stage: usize,
+    /// The part by which forward and backward take longer, as explained.
+    pub predicted: f64,
+    /// The same as executed; the median step.
+    pub executed: f64,
 }
 
 /// Executed and simulated makespans of a pipeline.
@@ -124,6 +154,8 @@ pub struct Report {
     pub bubble_fraction: f64,
     /// The same on paper, if every stage took as long as the average one.
     pub bubble_fraction_on_paper: f64,
+    /// What recompute costs, for each stage that computes something again.
+    pub recompute: Vec<ExtraTime>,
     /// Median seconds of an action of each kind, over all stages: F, I, W, and I and W together.
     pub action_seconds: BTreeMap<char, f64>,
 }
@@ -156,6 +188,15 @@ impl Profile {
             predicted_seconds: self.simulate(&self.expected())?.makespan,
             bubble_fraction: timelines[timelines.len() / 2].bubble_fraction(),
             bubble_fraction_on_paper: self.on_paper()?.bubble_fraction(),
+            recompute: self
+                .recomputed
+                .iter()
+                .map(|recomputed| ExtraTime {
+                    stage: recomputed.stage,
+                    predicted: recomputed.extra_fraction,
+                    executed: median(self.extra_fractions(recomputed.stage)),
+                })
+                .collect(),
             action_seconds: kinds.into_iter().map(|(kind, times)| (kind, median(times))).collect(),
         })
     }
@@ -179,6 +220,14 @@ impl fmt::Display for Report {
                 executed * 1e3,
                 simulated * 1e3,
                 self.predicted_seconds * 1e3
+            )?;
+        }
+        for ExtraTime { stage, predicted, executed } in &self.recompute {
+            writeln!(
+                f,
+                "stage {stage}: recompute takes {:.1} % more time, {:.1} % predicted",
+                100.0 * executed,
+                100.0 * predicted
             )?;
         }
         writeln!(
@@ -209,6 +258,7 @@ pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, T
         let (communicator, clock) = world.join(inner);
         let mut executor = Executor::new(communicator, programs, assemble::cpu(config)?, None)?;
         executor.initialise(&stepper.graph, config.train.seed)?;
+        let recomputed = recompute::of(&stepper.plan, &program);
         let mut rank_steps = Vec::new();
         for number in 1..=(1 + BEFOREHAND + steps) as u64 {
             let mut batch = Synthetic::of(&built, config.train.seed, number);
@@ -223,9 +273,9 @@ pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, T
         }
         drop::<std::sync::Arc<RankClock>>(clock);
         let first_of_its_stage = Axis::SPACE.into_iter().all(|a| a == Axis::Pp || coord.get(a) == 0);
-        Ok(first_of_its_stage.then_some(rank_steps))
+        Ok(first_of_its_stage.then_some((rank_steps, recomputed)))
     })?;
-    let by_stage: Vec<Vec<Vec<Executed>>> = by_rank.into_iter().flatten().collect();
+    let (by_stage, recomputed): (Vec<Vec<Vec<Executed>>>, Vec<_>) = by_rank.into_iter().flatten().unzip();
     let step = |number: usize| Step { ranks: by_stage.iter().map(|rank| rank[number].clone()).collect() };
     let beforehand = (1..=BEFOREHAND).map(step).collect();
     let steps = (1 + BEFOREHAND..=BEFOREHAND + steps).map(step).collect();
@@ -238,7 +288,13 @@ pub fn profile(config: &Config, links: Links, steps: usize) -> Result<Profile, T
         _ => None,
     });
     let message_seconds = message_bytes.map_or(0.0, |bytes| links.message_seconds(bytes));
-    Ok(Profile { schedule: stepper.plan.schedule.clone(), message_seconds, beforehand, steps })
+    Ok(Profile {
+        schedule: stepper.plan.schedule.clone(),
+        message_seconds,
+        recomputed: recomputed.into_iter().flatten().collect(),
+        beforehand,
+        steps,
+    })
 }
 
 /// Instructions that a step executes.
@@ -262,13 +318,18 @@ fn executed(program: &Program, samples: &[Sample], passages: &[Passage]) -> Vec<
     let mut passages = passages.iter().filter(|p| !matches!(p, Passage::Met(_)));
     let mut free = origin;
     let mut all = Vec::new();
+    let again: Vec<HashSet<usize>> =
+        program.blocks.iter().map(|block| recompute::repeated(program, block)).collect();
     let mut runs = program.runs().into_iter().filter(|run| program.blocks[run.block].stage.is_some());
     for action in &program.actions {
-        let (mut start, mut sent, mut last) = (free, None, free);
+        let (mut start, mut sent, mut last, mut repeating) = (free, None, free, 0.0);
         for run in runs.by_ref().take(program.blocks_of(action).count()) {
             for (_, instruction) in run.instructions(&program.blocks[run.block]) {
                 let Some(sample) = samples.next() else { break };
                 last = sample.end_seconds;
+                if again[sample.block].contains(&sample.index) {
+                    repeating += sample.end_seconds - sample.start_seconds;
+                }
                 let passage = match instruction {
                     Instruction::Send { .. } | Instruction::Recv { .. } => passages.next(),
                     _ => None,
@@ -281,7 +342,7 @@ fn executed(program: &Program, samples: &[Sample], passages: &[Passage]) -> Vec<
             }
         }
         let end = sent.unwrap_or(last);
-        all.push(Executed { action: *action, start: start - origin, end: end - origin });
+        all.push(Executed { action: *action, start: start - origin, end: end - origin, again: repeating });
         free = end;
     }
     all
