@@ -12,7 +12,7 @@ use crate::error::PlanError;
 use crate::layout::Layout;
 
 /// Bytes of a gradient bucket unless said otherwise.
-pub const BUCKET_BYTES: usize = 4 << 20;
+pub const BUCKET_BYTES: usize = 16 << 20;
 
 /// How a run is divided, as a user says it. Sizes are the user's: `tp` is not yet factored.
 #[derive(Debug, Clone, PartialEq, Eq)]
