@@ -9,12 +9,15 @@ use crate::op::{Op, StateKind};
 /// Rewrites a step, whole with backward and update, to compute in the plan's narrow type (Micikevicius et al., 2018).
 ///
 /// Matrices and tables are read through a [`Op::Cast`] of the parameter; vectors (gains and biases) are read as they
-/// are, for they are small. Inputs and constants that enter products or sums are made narrow where they are loaded. Whatever
-/// the update reads stays wide, so gradients accumulate unrounded.
+/// are, for they are small. Inputs and numbers that enter products or sums are made narrow where they are loaded. Whatever
+/// the update reads stays wide, so gradients accumulate unrounded. A result that is only given to every rank is wide where
+/// it is a product, which sums in the wide type anyway, and else in the type in which it was computed.
 pub fn mix_precision(graph: &mut Graph) {
     let read_by_update: HashSet<ValueId> = nodes(graph)
-        .filter(|id| graph.node(*id).role == Role::Update)
-        .flat_map(|id| graph.node(id).inputs.clone())
+        .map(|id| graph.node(id))
+        .filter(|node| node.role == Role::Update)
+        .flat_map(|node| node.inputs.iter().filter(|input| !is_shown(graph, &node.op, **input)))
+        .copied()
         .collect();
     // What is kept of activations is kept as they are.
     let caches: Vec<ValueId> =
@@ -25,10 +28,14 @@ pub fn mix_precision(graph: &mut Graph) {
     for id in graph.order().to_vec() {
         let node = graph.node(id).clone();
         if node.role == Role::Update {
+            if node.op == Op::Share {
+                let value_type = graph.value(node.inputs[0]).value_type;
+                graph.set_value_type(node.outputs[0], value_type);
+            }
             continue;
         }
         for (i, input) in node.inputs.iter().enumerate() {
-            if matches!(graph.producer(*input).op, Op::Input | Op::Fill(_))
+            if graph.producer(*input).op.is_source()
                 && matches!(node.op, Op::Contract | Op::Multiply | Op::Add)
                 && graph.value(*input).value_type == ValueType::Float
             {
@@ -69,6 +76,11 @@ fn cast(graph: &mut Graph, parameter: ValueId) -> NodeId {
     graph.set_role(Role::Forward);
     graph.set_place(Place::Holders(parameter));
     graph.insert(Op::Cast, name, &[parameter], &[(&dims, ValueType::Narrow)])
+}
+
+/// Whether `op` only gives a value to every rank, and the value is no product.
+fn is_shown(graph: &Graph, op: &Op, value: ValueId) -> bool {
+    *op == Op::Share && graph.producer(value).op != Op::Contract
 }
 
 /// Whether an operation reads its `i`th operand in the narrow type even if it is a parameter.

@@ -50,7 +50,7 @@ impl Generator for Decoder {
     }
 
     fn prefill(&self, g: &mut Graph, extents: &Decoding) -> ValueId {
-        let step = Step { batch: extents.batch, sequence_length: extents.prompt_length };
+        let step = Step::new(extents.batch, extents.prompt_length);
         self.read_texts(g, step, Some(extents.slots))
     }
 

@@ -12,6 +12,15 @@ pub struct Step {
     pub batch: usize,
     /// Tokens in a sequence.
     pub sequence_length: usize,
+    /// Tokens in a target, for models that have a decoder beside their encoder.
+    pub target_length: usize,
+}
+
+impl Step {
+    /// A step whose targets, if the model reads any, are as long as its sequences.
+    pub fn new(batch: usize, sequence_length: usize) -> Step {
+        Step { batch, sequence_length, target_length: sequence_length }
+    }
 }
 
 /// In what a step computes.

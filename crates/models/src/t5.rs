@@ -45,8 +45,6 @@ pub struct T5 {
     pub scale_output: bool,
     /// Whether embedding and head share one table.
     pub tied: bool,
-    /// Tokens in a target.
-    pub target_length: usize,
     /// What is dropped in training.
     pub dropout: Dropout,
 }
@@ -296,7 +294,7 @@ impl T5 {
     /// Scores of the targets of a batch: at every position, or where the input `select` says.
     fn scores(&self, g: &mut Graph, step: Step, has_key_index: bool, selects: bool) -> ValueId {
         let source = self.source_dims(g, step.batch, step.sequence_length);
-        let target = self.target_dims(g, &source, self.target_length);
+        let target = self.target_dims(g, &source, step.target_length);
         g.set_place(Place::Everywhere);
         let rows = [target.batch, target.seq];
         let tokens = g.input("tokens", &[source.batch, source.seq], ValueType::Int);

@@ -30,7 +30,7 @@ fn graph(family: Family, recompute: Recompute) -> Graph {
         variant: Variant::default(),
     };
     let optimizer = optimizer();
-    let step = Step { batch: 60, sequence_length: 64 };
+    let step = Step::new(60, 64);
     let given = Given { key_index: false, labels: true };
     train_step(&decoder, &optimizer, step, &given, recompute, Precision::Uniform).unwrap()
 }

@@ -49,7 +49,7 @@ pub(crate) fn graph(family: Family, tied: bool, recompute: Recompute) -> Graph {
 
 pub(crate) fn graph_in(family: Family, tied: bool, recompute: Recompute, precision: Precision) -> Graph {
     let optimizer = optimizer();
-    let step = Step { batch: 12, sequence_length: 16 };
+    let step = Step::new(12, 16);
     let given = Given { key_index: false, labels: true };
     train_step(&decoder(family, tied), &optimizer, step, &given, recompute, precision).unwrap()
 }

@@ -22,9 +22,6 @@ use crate::step::Step;
 use crate::strips::{self, Strip};
 use crate::validation::{NoBatch, Ran};
 
-/// The first program, which has all states; only its steps leave something under way.
-const TRAINED: usize = 0;
-
 /// Collectives under way: the Program's limit, and one that is waited for at once.
 const IN_FLIGHT: usize = plan::IN_FLIGHT + 1;
 
@@ -117,8 +114,10 @@ pub struct Executor {
     pub(crate) untouched: bool,
     pub(crate) programs: Vec<Bound>,
     pub(crate) cpu: Cpu,
-    /// The program whose last step has not been validated.
-    pub(crate) unsettled: Cell<Option<usize>>,
+    /// The program of the last step, whose collectives are those under way between steps.
+    last: Cell<usize>,
+    /// Whether that step has not been validated.
+    pub(crate) unsettled: Cell<bool>,
     /// Whether the last validated step was as its update had assumed.
     pub(crate) trusting: Cell<bool>,
     /// Only while somebody asked for a profile.
@@ -166,7 +165,8 @@ impl Executor {
             untouched: true,
             programs: bound,
             cpu,
-            unsettled: Cell::new(None),
+            last: Cell::new(0),
+            unsettled: Cell::new(false),
             trusting: Cell::new(true),
             recorder: RefCell::new(None),
         };
@@ -256,7 +256,8 @@ impl Executor {
 
     /// Runs one step of a program, which leaves under way what its Program carries into the next step: gathers of
     /// parameters. If the Program validates steps afterwards, it returns before this one is validated, and validates the
-    /// one before on the way.
+    /// one before on the way. What a step of another program left is settled first; that step's results are then lost
+    /// unless they were read before.
     ///
     /// # Errors
     /// A peer's failure or the batch's.
@@ -266,8 +267,9 @@ impl Executor {
         batch: &mut dyn Batch,
         input: &StepInput<'_>,
     ) -> Result<Ran, RuntimeError> {
-        if program != TRAINED || self.unsettled.get().is_some_and(|other| other != program) {
+        if program != self.last.get() {
             self.settle()?;
+            self.last.set(program);
         }
         self.stepping(program, batch, input, |step| step.run())
     }
@@ -278,12 +280,11 @@ impl Executor {
     /// # Errors
     /// A peer's failure.
     pub fn settle(&mut self) -> Result<(), RuntimeError> {
-        if self.unsettled.get().is_none() && self.in_flight.borrow().is_empty() {
+        if !self.unsettled.get() && self.in_flight.borrow().is_empty() {
             return Ok(());
         }
-        let program = self.unsettled.get().unwrap_or(TRAINED);
         let input = StepInput { seed: 0, step: 0, scalars: &[] };
-        self.stepping(program, &mut NoBatch, &input, |step| {
+        self.stepping(self.last.get(), &mut NoBatch, &input, |step| {
             step.validate()?;
             step.finish_carried()
         })

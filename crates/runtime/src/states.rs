@@ -64,7 +64,7 @@ impl Executor {
     /// # Errors
     /// The arena's, if a state is in use; an update that is not settled.
     pub fn with_states<R>(&self, with: impl FnOnce(&[StateView<'_>]) -> R) -> Result<R, RuntimeError> {
-        if self.unsettled.get().is_some() || !self.in_flight.borrow().is_empty() {
+        if self.unsettled.get() || !self.in_flight.borrow().is_empty() {
             return Err(RuntimeError::Unsettled);
         }
         let bound = &self.programs[0];

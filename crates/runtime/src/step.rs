@@ -69,7 +69,7 @@ impl<'e, 'b> Step<'e, 'b> {
         if bound.program.validation.is_none() {
             return Ok(Ran::Complete);
         }
-        self.executor.unsettled.set(Some(self.program));
+        self.executor.unsettled.set(true);
         if self.executor.trusting.get() {
             return Ok(Ran::Ahead);
         }

@@ -34,7 +34,7 @@ impl Step<'_, '_> {
     /// Learns what is true of the step before and compares it with what its update assumed; if that differs, restores the
     /// states and updates again. All ranks come to the same verdict, for they compare the same numbers.
     pub fn validate(&mut self) -> Result<Verdict, RuntimeError> {
-        if self.executor.unsettled.take().is_none() {
+        if !self.executor.unsettled.take() {
             return Ok(Verdict::Stands);
         }
         self.only(Phase::Validate)?;

@@ -11,6 +11,7 @@ use crate::config::{Config, Context, Family, InstructionSet, Optimizer, Precisio
 use crate::describe::{Facts, describe};
 use crate::error::TrainError;
 use crate::explain::Sizes;
+use crate::length_buckets::{LengthBuckets, Lengths};
 use crate::pretrained;
 
 /// What one kind of step is: its graph and how it is divided.
@@ -227,8 +228,10 @@ pub struct Built {
     pub description: Option<hub::Config>,
     /// What a checkpoint says of it.
     pub saved: serde_json::Value,
-    /// Positions of a sequence.
+    /// Positions of a sequence, of the longest.
     pub sequence_length: usize,
+    /// What batches are padded to.
+    pub buckets: LengthBuckets,
     /// Inputs beside those that it always reads.
     pub given: models::Given,
     /// Ids that its inputs and targets are below: tokens, or labels where it reads none.
@@ -250,6 +253,7 @@ pub fn model(config: &Config, tokenizer_vocab: Option<usize>) -> Result<Built, T
         return Ok(Built {
             saved: crate::saving::model(&decoder),
             sequence_length: config.data.sequence_length,
+            buckets: LengthBuckets::of(&config.data),
             given: models::Given { key_index: false, labels: true },
             vocab_size: decoder.vocab_size,
             num_classes: decoder.vocab_size,
@@ -297,18 +301,31 @@ fn of_description(config: &Config, description: hub::Config) -> Result<Built, Tr
             _ => vocab_size,
         },
         is_of_pairs: config.task == Task::Embed,
+        buckets: match config.task {
+            Task::ImageClassify => LengthBuckets::single(sequence_length),
+            _ => LengthBuckets::of(&config.data),
+        },
         sequence_length,
         vocab_size,
         description: Some(description),
     })
 }
 
-/// The training step.
+/// A step on sequences of these lengths.
+fn step(batch: usize, lengths: Lengths) -> Step {
+    Step { batch, sequence_length: lengths.sequence, target_length: lengths.target }
+}
+
+/// The training step, on the longest sequences.
 ///
 /// # Errors
 /// Whatever cannot be divided as asked.
 pub fn training(config: &Config, built: &Built) -> Result<Stepper, TrainError> {
-    let step = Step { batch: config.sequences_per_step(), sequence_length: built.sequence_length };
+    training_of(config, built, built.buckets.longest())
+}
+
+fn training_of(config: &Config, built: &Built, lengths: Lengths) -> Result<Stepper, TrainError> {
+    let step = step(config.sequences_per_step(), lengths);
     let parallel = parallel(config)?;
     if parallel.num_microbatches * parallel.dp > step.batch {
         return Err(plan::PlanError::TooManyMicrobatches {
@@ -337,36 +354,48 @@ pub fn evaluation_batch(config: &Config) -> usize {
 
 /// The evaluation step: the loss without dropout, in one microbatch, and the scores of every class, or the embeddings, where
 /// metrics need them.
-///
-/// # Errors
-/// As for training.
-pub fn evaluation(config: &Config, built: &Built) -> Result<Stepper, TrainError> {
+fn evaluation_of(config: &Config, built: &Built, lengths: Lengths) -> Result<Stepper, TrainError> {
     let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
-    let batch = config.sequences_of(evaluation_batch(config));
-    let step = Step { batch, sequence_length: built.sequence_length };
+    let step = step(config.sequences_of(evaluation_batch(config)), lengths);
     let types = types(config);
     let with_output = config.task.has_labels() || config.task == Task::Embed;
     let graph = models::evaluate_step(&*built.evaluated, step, &built.given, with_output, types.precision);
     stepper(graph, &parallel, &types)
 }
 
-/// All steps that a run of the configuration takes: training, evaluation and, for text to text, the next token of each
-/// target.
+/// The step that gives the scores of the token behind each target so far.
+fn next_token_of(config: &Config, c: &hub::T5, lengths: Lengths) -> Result<Stepper, TrainError> {
+    let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
+    let types = types(config);
+    let step = step(evaluation_batch(config), lengths);
+    stepper(models::next_token_step(&pretrained::t5(c), step, types.precision), &parallel, &types)
+}
+
+/// All steps that evaluation takes, one of each kind for each length bucket: the loss and, for text to text, the next
+/// token of each target.
+///
+/// # Errors
+/// As for training.
+pub fn evaluation(config: &Config, built: &Built) -> Result<Vec<Stepper>, TrainError> {
+    let losses = built.buckets.iter().map(|lengths| evaluation_of(config, built, lengths));
+    let mut steps = losses.collect::<Result<Vec<_>, _>>()?;
+    let family = built.description.as_ref().map(|description| &description.family);
+    if let (Task::Seq2Seq, Some(hub::Family::T5(c))) = (config.task, family) {
+        for lengths in built.buckets.iter() {
+            steps.push(next_token_of(config, c, lengths)?);
+        }
+    }
+    Ok(steps)
+}
+
+/// All steps that a run of the configuration takes: training for each length bucket, then those of [`evaluation`].
 ///
 /// # Errors
 /// As for training.
 pub fn steps(config: &Config, built: &Built) -> Result<Vec<Stepper>, TrainError> {
-    let mut steps = vec![training(config, built)?, evaluation(config, built)?];
-    if let (Task::Seq2Seq, Some(hub::Family::T5(c))) =
-        (config.task, built.description.as_ref().map(|description| &description.family))
-    {
-        let parallel = Parallel { num_microbatches: 1, ..parallel(config)? };
-        let step = Step { batch: evaluation_batch(config), sequence_length: built.sequence_length };
-        let types = types(config);
-        let t5 = pretrained::t5(c, config.data.resolved_target_length());
-        let graph = models::next_token_step(&t5, step, types.precision);
-        steps.push(stepper(graph, &parallel, &types)?);
-    }
+    let training = built.buckets.iter().map(|lengths| training_of(config, built, lengths));
+    let mut steps = training.collect::<Result<Vec<_>, _>>()?;
+    steps.extend(evaluation(config, built)?);
     Ok(steps)
 }
 

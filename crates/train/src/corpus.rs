@@ -4,15 +4,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use data::{Order, Sampler, Tokenizer, Walk};
+use data::{ByLength, Dataset, Order, Sampler, Tokenizer, Walk};
 use hub::{Directory, StoredType, Task, TokenIds};
 use mesh::Tile;
 use runtime::{Batch, Destination, RuntimeError};
 
 use crate::assemble::{Built, evaluation_batch};
-use crate::config::Config;
+use crate::config::{Config, Sampling};
 use crate::describe::{Facts, describe};
 use crate::error::TrainError;
+use crate::length_buckets::LengthBuckets;
 use crate::pretrained;
 use crate::tasks::{self, Examples, Known, Recipe, Shape, TaskBatch};
 use crate::text::{self, Text, TextBatch};
@@ -206,7 +207,13 @@ impl Corpus {
     pub fn order(&self, config: &Config) -> Result<Order, TrainError> {
         match self {
             Corpus::Text(text) => {
-                Ok(Order::Random(Sampler::new(text.train.num_samples(), config.train.seed)?))
+                let (train, seed) = (&text.train, config.train.seed);
+                Ok(match config.data.sampler {
+                    Sampling::Length => {
+                        Order::Lengths(ByLength::new(&lengths(train), config.train.batch, seed)?)
+                    }
+                    _ => Order::Random(Sampler::new(train.num_samples(), seed)?),
+                })
             }
             Corpus::Examples { examples, .. } => examples.order(config),
         }
@@ -215,11 +222,28 @@ impl Corpus {
     /// Batches to train on.
     pub fn training(&self, config: &Config) -> CorpusBatch {
         match self {
-            Corpus::Text(text) => CorpusBatch::Text(TextBatch::new(text.train.clone(), config.train.batch)),
+            Corpus::Text(text) => {
+                let buckets = LengthBuckets::of(&config.data);
+                CorpusBatch::Text(TextBatch::new(text.train.clone(), buckets, config.train.batch))
+            }
             Corpus::Examples { examples, recipe } => {
                 CorpusBatch::Examples(TaskBatch::training(recipe, &examples.train, config.train.batch))
             }
         }
+    }
+
+    /// The samples held out by length, where it does not matter which of them are in one batch; none if it does: tokens
+    /// are hidden by the place in the batch, and pairs are compared within it.
+    pub fn heldout_by_length(&self, config: &Config) -> Option<Vec<usize>> {
+        let lengths = match (self, config.task) {
+            (_, Task::MaskedLm | Task::Embed) => return None,
+            (Corpus::Text(text), _) => lengths(text.heldout.as_ref()?),
+            (Corpus::Examples { .. }, _) if config.data.span_corruption => return None,
+            (Corpus::Examples { examples, .. }, task) => examples.heldout.as_ref()?.lengths(task),
+        };
+        let mut samples: Vec<usize> = (0..lengths.len()).collect();
+        samples.sort_by_key(|sample| lengths[*sample]);
+        Some(samples)
     }
 
     /// Batches to evaluate on, and the walk over them; none if nothing is held out.
@@ -228,7 +252,7 @@ impl Corpus {
         match self {
             Corpus::Text(text) => {
                 let heldout = text.heldout.as_ref()?;
-                let batch = TextBatch::new(heldout.clone(), size);
+                let batch = TextBatch::new(heldout.clone(), LengthBuckets::of(&config.data), size);
                 Some((CorpusBatch::Text(batch), Walk::new(heldout.num_samples(), size)))
             }
             Corpus::Examples { examples, recipe } => {
@@ -238,6 +262,11 @@ impl Corpus {
             }
         }
     }
+}
+
+/// Tokens of each sample of a text.
+fn lengths(dataset: &Dataset) -> Vec<usize> {
+    (0..dataset.num_samples()).map(|sample| dataset.num_valid(sample)).collect()
 }
 
 /// The batch of one step, read by every rank for itself.
@@ -260,6 +289,14 @@ impl CorpusBatch {
         match self {
             CorpusBatch::Text(batch) => batch.set(samples),
             CorpusBatch::Examples(batch) => batch.set(samples, seed, step),
+        }
+    }
+
+    /// The length bucket of the step, which says which of its programs runs.
+    pub fn bucket(&self) -> usize {
+        match self {
+            CorpusBatch::Text(batch) => batch.bucket(),
+            CorpusBatch::Examples(batch) => batch.bucket(),
         }
     }
 }

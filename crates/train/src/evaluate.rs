@@ -169,7 +169,7 @@ pub fn evaluate(from: &Path, options: &EvaluateOptions) -> Result<EvaluateReport
         remedy: "the run held nothing out: name files with --data".to_owned(),
     };
     let [_, num_examples] = opened.corpus.sizes();
-    let steps = &assemble::steps(&config, &built)?[1..];
+    let steps = &assemble::evaluation(&config, &built)?;
     let deadline = Duration::from_secs_f64(config.parallel.deadline_seconds);
     let found = ranks::run(steps[0].plan.mesh.world_size(), deadline, |world| {
         let pipeline_rank = steps[0].plan.mesh.coord(world.rank()).get(Axis::Pp);

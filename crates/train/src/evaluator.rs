@@ -31,8 +31,11 @@ pub(crate) struct Evaluator<'a> {
     config: &'a Config,
     batch: CorpusBatch,
     walk: Walk,
+    /// The samples in the order of the walk, if that is not their own.
+    order: Option<Vec<usize>>,
     num_classes: usize,
-    /// Number of the evaluation program in the executor; the next is that of decoding.
+    num_buckets: usize,
+    /// Number of the first evaluation program in the executor, one for each length bucket; those of decoding follow.
     program: usize,
 }
 
@@ -45,7 +48,10 @@ impl<'a> Evaluator<'a> {
         program: usize,
     ) -> Option<Evaluator<'a>> {
         let (batch, walk) = corpus.heldout(config)?;
-        Some(Evaluator { corpus, config, batch, walk, num_classes: built.num_classes, program })
+        let num_buckets = built.buckets.num_buckets();
+        let order = if num_buckets > 1 { corpus.heldout_by_length(config) } else { None };
+        let num_classes = built.num_classes;
+        Some(Evaluator { corpus, config, batch, walk, order, num_classes, num_buckets, program })
     }
 
     /// Evaluates; every rank calls it.
@@ -57,17 +63,16 @@ impl<'a> Evaluator<'a> {
         let mut tally = Tally::default();
         let seed = self.config.train.seed;
         for at in 0..self.walk.num_steps() {
-            self.batch.set(self.walk.samples_of_step(at), seed, FIRST_STEP + at as u64);
-            executor.run(
-                self.program,
-                &mut self.batch,
-                &StepInput { seed, step: at as u64, scalars: &[] },
-            )?;
+            let in_order = |sample| self.order.as_ref().map_or(sample, |order| order[sample]);
+            let samples = self.walk.samples_of_step(at).map(|sample| sample.map(in_order));
+            self.batch.set(samples, seed, FIRST_STEP + at as u64);
+            let program = self.program + self.batch.bucket();
+            executor.run(program, &mut self.batch, &StepInput { seed, step: at as u64, scalars: &[] })?;
             let mut statistics = [0.0; 2];
-            executor.read_output(self.program, "statistics", &mut statistics)?;
+            executor.read_output(program, "statistics", &mut statistics)?;
             loss += statistics[0];
             targets += statistics[1];
-            self.collect(executor, &mut tally, at as u64)?;
+            self.collect(executor, program, &mut tally, at as u64)?;
         }
         let loss = if targets > 0.0 { loss / targets } else { 0.0 };
         let mut found = Evaluation { loss, ..Evaluation::default() };
@@ -87,18 +92,24 @@ impl<'a> Evaluator<'a> {
         Ok(found)
     }
 
-    /// Notes what the model said of a batch.
-    fn collect(&mut self, executor: &mut Executor, tally: &mut Tally, at: u64) -> Result<(), TrainError> {
+    /// Notes what the model said of a batch in a step of `program`.
+    fn collect(
+        &mut self,
+        executor: &mut Executor,
+        program: usize,
+        tally: &mut Tally,
+        at: u64,
+    ) -> Result<(), TrainError> {
         let CorpusBatch::Examples(batch) = &mut self.batch else { return Ok(()) };
         let is_first = executor.rank() == 0;
         match self.config.task {
             task if task.has_labels() && is_first => {
-                let (tile, values) = executor.output(self.program, "logits")?;
+                let (tile, values) = executor.output(program, "logits")?;
                 let logits = whole(&tile, &values);
                 tally.add_logits(task, &batch.split, &batch.examples, &logits, self.num_classes);
             }
             Task::Embed if is_first => {
-                let (tile, values) = executor.output(self.program, "embeddings")?;
+                let (tile, values) = executor.output(program, "embeddings")?;
                 tally.add_embeddings(&batch.examples, &whole(&tile, &values));
             }
             Task::Seq2Seq if !self.config.data.span_corruption => {
@@ -106,7 +117,7 @@ impl<'a> Evaluator<'a> {
                 let end = tokenizer.end_id().map_or(-1, |end| end as i32);
                 let most = self.config.data.resolved_target_length();
                 let input = StepInput { seed: self.config.train.seed, step: at, scalars: &[] };
-                let written = greedy(executor, self.program + 1, batch, end, most, &input)?;
+                let written = greedy(executor, self.program + self.num_buckets, batch, end, most, &input)?;
                 if is_first {
                     // A model may have ids that its tokenizer does not know; they have no text.
                     let known = |ids: Vec<i32>| -> Vec<u32> {

@@ -22,6 +22,7 @@ use crate::assemble::{self, Stepper};
 use crate::config::{Config, Task};
 use crate::corpus;
 use crate::error::TrainError;
+use crate::length_buckets::LengthBuckets;
 
 pub use communication::Communication;
 pub use listing::{StageListing, listing};
@@ -53,6 +54,9 @@ pub struct Explanation {
     pub schedule: String,
     /// Microbatches of a step.
     pub num_microbatches: usize,
+    /// Tokens that a sequence may be padded to, ascending. Arenas hold the Programs of all; other figures are of the
+    /// longest.
+    pub length_buckets: Vec<usize>,
     /// Part of a step in which the busiest pipeline rank waits, if F, I and W take equally long.
     pub bubble_fraction: f64,
     /// Arenas of all ranks together.
@@ -122,17 +126,21 @@ pub struct ParameterPlacement {
 }
 
 /// The steps that a training run binds, training first.
-pub(crate) struct Steps(Vec<Stepper>);
+pub(crate) struct Steps {
+    steppers: Vec<Stepper>,
+    buckets: LengthBuckets,
+}
 
 impl Steps {
     fn new(config: &Config) -> Result<Steps, TrainError> {
         let config = &corpus::decided(config)?;
-        Ok(Steps(assemble::steps(config, &assemble::model(config, vocabulary(config)?)?)?))
+        let built = assemble::model(config, vocabulary(config)?)?;
+        Ok(Steps { steppers: assemble::steps(config, &built)?, buckets: built.buckets })
     }
 
     /// The Programs of one pipeline rank.
     fn programs(&self, pipeline_rank: usize) -> Result<Vec<Program>, TrainError> {
-        self.0.iter().map(|stepper| stepper.program(pipeline_rank, &Chooser::Policy, false)).collect()
+        self.steppers.iter().map(|stepper| stepper.program(pipeline_rank, &Chooser::Policy, false)).collect()
     }
 
     /// `work` on the Programs of every pipeline rank, in their order, on as many threads as the machine has.
@@ -140,7 +148,7 @@ impl Steps {
         &self,
         work: impl Fn(usize, Vec<Program>) -> T + Sync,
     ) -> Result<Vec<T>, TrainError> {
-        let num_stages = self.0[0].plan.mesh.size(Axis::Pp);
+        let num_stages = self.steppers[0].plan.mesh.size(Axis::Pp);
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from).min(num_stages);
         let mut all: BTreeMap<usize, T> = BTreeMap::new();
         std::thread::scope(|scope| {
@@ -168,9 +176,9 @@ impl Steps {
 /// Whatever cannot be divided as asked. Text and tokenizer are opened only if they decide the vocabulary.
 pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
     let steps = Steps::new(config)?;
-    let (graph, plan) = (&steps.0[0].graph, &steps.0[0].plan);
+    let (graph, plan) = (&steps.steppers[0].graph, &steps.steppers[0].plan);
     let stages = steps.for_each_stage(|stage, programs| {
-        let bound: Vec<(&Plan, &Program)> = steps.0.iter().map(|s| &s.plan).zip(&programs).collect();
+        let bound: Vec<(&Plan, &Program)> = steps.steppers.iter().map(|s| &s.plan).zip(&programs).collect();
         let memory = memory_of(stage, &bound, config.parallel.threads_per_rank);
         let prices = (post_validation(&programs[0]), recompute::of(plan, &programs[0]));
         ((memory, prices), communication::of(plan, &programs[0]))
@@ -193,6 +201,7 @@ pub fn explain(config: &Config) -> Result<Explanation, TrainError> {
         zero: plan.zero,
         schedule: plan.schedule.name.clone(),
         num_microbatches: config.parallel.num_microbatches,
+        length_buckets: steps.buckets.iter().rev().map(|lengths| lengths.sequence).collect(),
         bubble_fraction: timeline.bubble_fraction(),
         post_validation: validations.into_iter().flatten().reduce(|a, b| PostValidation {
             saved_bytes: a.saved_bytes.max(b.saved_bytes),

@@ -22,6 +22,7 @@ mod feed;
 pub mod generate;
 pub mod gradients;
 mod learning_rate;
+pub mod length_buckets;
 pub mod loss_scale;
 pub mod parity;
 mod parity_gather;

@@ -59,7 +59,7 @@ pub(crate) fn model(
             let vit = vit(c);
             Box::new(Vit { encoder: Encoder { dropout, ..vit.encoder }, ..vit })
         }
-        Family::T5(c) => Box::new(T5 { dropout, ..t5(c, config.data.resolved_target_length()) }),
+        Family::T5(c) => Box::new(T5 { dropout, ..t5(c) }),
         _ => unreachable!("decoders have one task, which is built elsewhere"),
     })
 }
@@ -193,8 +193,8 @@ pub(crate) fn vit(c: &hub::Vit) -> Vit {
     }
 }
 
-/// The T5 that a description stands for, without dropout, for targets of `target_length` tokens.
-pub(crate) fn t5(c: &hub::T5, target_length: usize) -> T5 {
+/// The T5 that a description stands for, without dropout.
+pub(crate) fn t5(c: &hub::T5) -> T5 {
     T5 {
         num_layers: c.num_layers,
         num_decoder_layers: c.num_decoder_layers,
@@ -210,7 +210,6 @@ pub(crate) fn t5(c: &hub::T5, target_length: usize) -> T5 {
         norm_eps: c.norm_eps,
         scale_output: c.scale_output,
         tied: c.tied,
-        target_length,
         dropout: Dropout::NONE,
     }
 }

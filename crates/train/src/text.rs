@@ -9,6 +9,7 @@ use runtime::{Batch, Destination, RuntimeError};
 
 use crate::config::Config;
 use crate::error::TrainError;
+use crate::length_buckets::LengthBuckets;
 
 /// Where token caches are kept unless the caller says otherwise: relative to the working directory, shared by all runs
 /// that are started there.
@@ -107,6 +108,8 @@ pub fn open_with(config: &Config, tokenizer: Tokenizer, cache: &Path) -> Result<
 #[derive(Debug)]
 pub struct TextBatch {
     dataset: Arc<Dataset>,
+    buckets: LengthBuckets,
+    bucket: usize,
     samples: Vec<Option<usize>>,
     index: Vec<u32>,
     tokens: Vec<i32>,
@@ -115,12 +118,14 @@ pub struct TextBatch {
 }
 
 impl TextBatch {
-    /// For batches of up to `batch` samples.
-    pub fn new(dataset: Arc<Dataset>, batch: usize) -> TextBatch {
+    /// For batches of up to `batch` samples, each as long as the shortest bucket that holds it.
+    pub fn new(dataset: Arc<Dataset>, buckets: LengthBuckets, batch: usize) -> TextBatch {
         // Uneven splits make rows a little longer than the sequence; twice is always enough.
         let width = 2 * dataset.sequence_length() + 64;
         TextBatch {
             dataset,
+            buckets,
+            bucket: 0,
             samples: Vec::with_capacity(batch),
             index: Vec::with_capacity(width),
             tokens: Vec::with_capacity(width),
@@ -133,6 +138,13 @@ impl TextBatch {
     pub fn set(&mut self, samples: impl Iterator<Item = Option<usize>>) {
         self.samples.clear();
         self.samples.extend(samples);
+        let lengths = self.samples.iter().flatten().map(|sample| self.dataset.num_valid(*sample));
+        self.bucket = self.buckets.holding(lengths.max().unwrap_or(0), 0);
+    }
+
+    /// The length bucket of the batch.
+    pub fn bucket(&self) -> usize {
+        self.bucket
     }
 
     fn row(&mut self, row: usize) {

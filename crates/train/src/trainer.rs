@@ -30,10 +30,6 @@ mod attempt;
 
 use attempt::Attempt;
 
-/// Number of the training program in an executor.
-const TRAIN: usize = 0;
-/// Number of the evaluation program.
-const EVALUATE: usize = 1;
 /// Tokens of the sample that ends a run.
 const SAMPLE_TOKENS: usize = 64;
 
@@ -126,6 +122,9 @@ pub struct StepReport {
     pub tokens_per_second: f64,
     /// Wall-clock.
     pub step_seconds: f64,
+    /// What the sequences of this step were padded to, where that differs from step to step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence_length: Option<usize>,
     /// Factor on the loss in this step's backward, in half precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
@@ -190,7 +189,7 @@ struct Run<'a> {
     config: &'a Config,
     built: Built,
     training: Stepper,
-    /// By pipeline rank: the training program, then those of evaluation.
+    /// By pipeline rank: the training programs, one for each length bucket, then those of evaluation.
     programs: Programs,
     corpus: Corpus,
     resume: Option<Checkpoint>,
@@ -381,7 +380,7 @@ fn train_here(
 type Programs = Vec<Vec<(Arc<Plan>, Arc<Program>)>>;
 
 fn programs(steps: &[Stepper]) -> Result<Programs, TrainError> {
-    let programs: Programs = (0..steps[TRAIN].plan.mesh.size(Axis::Pp))
+    let programs: Programs = (0..steps[0].plan.mesh.size(Axis::Pp))
         .map(|rank| steps.iter().map(|s| s.shared(rank, &Chooser::Policy, false)).collect())
         .collect::<Result<_, TrainError>>()?;
     for (which, stepper) in steps.iter().enumerate() {
@@ -473,7 +472,8 @@ impl Run<'_> {
         let started = Instant::now();
         let order = self.corpus.order(self.config)?;
         let mut batch = self.corpus.training(self.config);
-        let mut evaluator = Evaluator::new(self.config, &self.built, &self.corpus, EVALUATE);
+        let mut evaluator =
+            Evaluator::new(self.config, &self.built, &self.corpus, self.built.buckets.num_buckets());
         let (first, mut position) = match &self.resume {
             Some(checkpoint) => (checkpoint.manifest().step + 1, checkpoint.manifest().data_position),
             None => (1, 0),
@@ -485,6 +485,11 @@ impl Run<'_> {
         let mut open: Option<Attempt> = None;
         for step in first..=last {
             batch.draw(&order, position, train.batch, train.seed, step);
+            if let Some(before) = open.take_if(|before| before.bucket != batch.bucket()) {
+                // Its results lie where this step's program has its own.
+                executor.settle()?;
+                loss_scale = self.close(executor, before, &mut outcome)?;
+            }
             let (attempt, ran) = loop {
                 let (attempt, ran) = self.attempt(executor, &mut batch, step, loss_scale)?;
                 if ran != Ran::Again {

@@ -56,7 +56,7 @@ impl Batch for Drawn {
 
 fn check(name: &str, model: &dyn Model, key_index: bool) -> Result<(), TrainError> {
     let given = Given { key_index, labels: true };
-    let step = Step { batch: 3, sequence_length: SEQ };
+    let step = Step { target_length: 4, ..Step::new(3, SEQ) };
     let graph = gradients_step(model, step, &given, Precision::Uniform)?;
     let plan = Plan::new(&graph, &Parallel::default(), DType::F64)?;
     let program = plan::lower(&graph, &plan, 0, &Chooser::Policy, true)?;
@@ -170,7 +170,6 @@ fn encoder_decoders() {
             norm_eps: 1e-5,
             scale_output: tied,
             tied,
-            target_length: 4,
             dropout: Dropout::NONE,
         };
         for key_index in [true, false] {

@@ -2,6 +2,7 @@
 
 mod families;
 mod finite_differences;
+mod length_buckets;
 mod mixed_precision;
 mod mutants;
 mod overlap;

@@ -43,6 +43,9 @@ impl Places {
     }
 }
 
+/// Each length has Programs of its own, of which a rank takes fewer than 256.
+const MAX_LENGTH_BUCKETS: usize = 64;
+
 /// What a Hugging Face directory's `config.json` says instead.
 const SHAPE: [&str; 17] = [
     "model.family",
@@ -175,6 +178,7 @@ impl Config {
 
     fn check_data(&self, places: &Places) -> Result<(), ConfigError> {
         self.check_sampler(places)?;
+        self.check_length_buckets(places)?;
         let unused = |key: &str, reason| {
             let (key, place) = (key.to_string(), places.of(key));
             Err(ConfigError::Conflict { key, place, other: "task", reason })
@@ -247,6 +251,52 @@ impl Config {
             }
             _ => Ok(()),
         }
+    }
+
+    fn check_length_buckets(&self, places: &Places) -> Result<(), ConfigError> {
+        const KEY: &str = "data.length_buckets";
+        let (lengths, parallel) = (&self.data.length_buckets, &self.parallel);
+        let Some(shortest) = lengths.first() else { return Ok(()) };
+        let conflict = |other, reason| {
+            Err(ConfigError::Conflict { key: KEY.to_owned(), place: places.of(KEY), other, reason })
+        };
+        let refuse = |value: String, allowed: String| {
+            Err(ConfigError::OutOfRange { key: KEY.to_owned(), value, place: places.of(KEY), allowed })
+        };
+        if self.task == Task::ImageClassify {
+            return conflict("task", "images have no lengths; remove it");
+        }
+        if self.task == Task::CausalLm && self.data.train.is_empty() && self.data.packing {
+            let reason = "packed sequences are all as long as data.sequence_length; remove it, or set \
+                          data.packing = false";
+            return conflict("data.packing", reason);
+        }
+        if lengths.len() > MAX_LENGTH_BUCKETS {
+            return refuse(
+                format!("a list of {}", lengths.len()),
+                format!("of at most {MAX_LENGTH_BUCKETS} lengths"),
+            );
+        }
+        if let Some(pair) = lengths.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return refuse(format!("[.., {}, {}, ..]", pair[0], pair[1]), "in ascending order".to_owned());
+        }
+        if let Some(length) = lengths.iter().find(|length| **length > self.data.sequence_length) {
+            return Err(ConfigError::TooLarge {
+                key: KEY,
+                value: length.to_string(),
+                place: places.of(KEY),
+                limit_name: "`data.sequence_length`",
+                limit: self.data.sequence_length.to_string().into(),
+                remedy: "leave it out, or lengthen the sequences",
+            });
+        }
+        let tp = if parallel.sequence { parallel.mesh.tp } else { 1 };
+        let (axis, ranks) = if parallel.mesh.cp < tp { ("tp", tp) } else { ("cp", parallel.mesh.cp) };
+        if *shortest < ranks {
+            let allowed = format!("at least {ranks}, for each rank of {axis} has a part of a sequence");
+            return refuse(shortest.to_string(), allowed);
+        }
+        Ok(())
     }
 
     fn check_parallel(&self, places: &Places) -> Result<(), ConfigError> {

@@ -101,6 +101,8 @@ pub struct Data {
     pub tokenizer_kind: TokenizerKind,
     /// Tokens in a sequence.
     pub sequence_length: usize,
+    /// Shorter lengths that batches are padded to where they suffice, ascending; none: all are padded to `sequence_length`.
+    pub length_buckets: Vec<usize>,
     /// Fraction held out from the end of each file.
     pub validation: f64,
     /// Whether sequences run on across documents; else one document per sequence, padded and masked.
@@ -136,6 +138,7 @@ impl Default for Data {
             tokenizer_vocab: None,
             tokenizer_kind: TokenizerKind::Bytes,
             sequence_length: 256,
+            length_buckets: Vec::new(),
             validation: 0.05,
             packing: true,
         }
@@ -179,6 +182,7 @@ impl Data {
             "tokenizer_vocab" => self.tokenizer_vocab = Some(value.count(1)?),
             "tokenizer_kind" => self.tokenizer_kind = value.name()?,
             "sequence_length" => self.sequence_length = value.count(1)?,
+            "length_buckets" => self.length_buckets = value.counts(1)?,
             "validation" => self.validation = value.fraction()?,
             "packing" => self.packing = value.switch()?,
             _ => return Ok(false),

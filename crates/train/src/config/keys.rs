@@ -64,6 +64,7 @@ pub(super) const TABLES: [(&str, &[&str]); 4] = [
             "tokenizer_vocab",
             "tokenizer_kind",
             "sequence_length",
+            "length_buckets",
             "validation",
             "packing",
         ],

@@ -282,6 +282,49 @@ fn each_bad_line_has_its_message() {
 }
 
 #[test]
+fn length_buckets_are_checked() {
+    let file = |text: &str| load(text, &[], None);
+    let tag = "task = 'tag'\nmodel.family = 'bert'\ndata.sequence_length = 64\n";
+    let config = file(&format!("{tag}data.length_buckets = [16, 32, 64]")).unwrap();
+    assert_eq!(config.data.length_buckets, [16, 32, 64]);
+    let set = load(tag, &["data.length_buckets=[8, 24]"], None).unwrap();
+    assert_eq!(set.data.length_buckets, [8, 24]);
+    let again = Config::from_bytes(Path::new("again.toml"), set.to_toml().as_bytes(), &[], None).unwrap();
+    assert_eq!(again.data.length_buckets, [8, 24]);
+    let refused = |settings: &str, part: &str| {
+        let message = file(settings).unwrap_err().to_string();
+        assert!(message.contains("`data.length_buckets`") && message.contains(part), "{message}");
+    };
+    let lengths = |list: &str| format!("{tag}data.length_buckets = {list}");
+    refused(&lengths("32"), "must be an array of integers, not the integer 32 in /runs/tiny.toml:4");
+    refused(&lengths("[8, 0]"), "is 0 in /runs/tiny.toml:4; it must be an integer from 1 to");
+    refused(&lengths("[16, 8]"), "is [.., 16, 8, ..] in /runs/tiny.toml:4; it must be in ascending order");
+    refused(&lengths("[8, 8]"), "it must be in ascending order");
+    refused(&lengths("[16, 65]"), "= 65 in /runs/tiny.toml:4 is more than `data.sequence_length` = 64");
+    let many: Vec<String> = (1..=65).map(|length| length.to_string()).collect();
+    refused(
+        &format!("{tag}data.length_buckets = [{}]\ndata.sequence_length = 65", many.join(", "))
+            .replace("data.sequence_length = 64\n", ""),
+        "it must be of at most 64 lengths",
+    );
+    let split = |layout: &str| format!("{}\nparallel.mesh = {layout}", lengths("[2, 8]"));
+    refused(&split("{ cp = 4 }"), "it must be at least 4, for each rank of cp has a part of a sequence");
+    refused(
+        &split("{ tp = 4 }\nparallel.sequence = true\nmodel.num_heads = 8"),
+        "each rank of tp has a part",
+    );
+    assert!(file(&split("{ tp = 4 }\nmodel.num_heads = 8")).is_ok());
+    refused(
+        "task = 'image-classify'\nmodel.family = 'vit'\ndata.length_buckets = [8]",
+        "images have no lengths",
+    );
+    let text = "model.family = 'gpt2'\ndata.length_buckets = [8]\n";
+    refused(text, "cannot stand beside `data.packing`");
+    assert!(file(&format!("{text}data.packing = false")).is_ok());
+    assert!(file(&format!("{text}data.train = ['a.jsonl']")).is_ok());
+}
+
+#[test]
 fn families_and_syntax_have_their_messages() {
     let file = |text: &str| load(text, &[], None).unwrap_err().to_string();
     for (family, tasks) in

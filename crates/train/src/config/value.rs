@@ -66,6 +66,12 @@ impl Value {
         Ok(self.integer(least, MAX_COUNT, &allowed)? as usize)
     }
 
+    /// Integers of at least `least`.
+    pub fn counts(&self, least: i64) -> Result<Vec<usize>, ConfigError> {
+        let Raw::Array(items) = &self.raw else { return Err(self.wrong_type("an array of integers")) };
+        items.iter().map(|raw| Value { raw: raw.clone(), ..self.clone() }.count(least)).collect()
+    }
+
     /// An integer between bounds, both allowed.
     pub fn count_within(&self, least: i64, most: i64) -> Result<usize, ConfigError> {
         Ok(self.integer(least, most, &format!("an integer from {least} to {most}"))? as usize)

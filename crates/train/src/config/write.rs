@@ -72,6 +72,8 @@ impl Config {
         text.optional("tokenizer_vocab", data.tokenizer_vocab);
         text.key("tokenizer_kind", string(data.tokenizer_kind.name()));
         text.key("sequence_length", data.sequence_length);
+        let lengths: Vec<String> = data.length_buckets.iter().map(usize::to_string).collect();
+        text.key("length_buckets", format!("[{}]", lengths.join(", ")));
         text.key("validation", float(data.validation));
         text.key("packing", data.packing);
         text.table("parallel");

@@ -20,13 +20,13 @@ pub struct StageListing {
     pub lines: Vec<String>,
 }
 
-/// The training Programs of `config`, one for each pipeline rank.
+/// The training Programs of `config` for its longest batches, one for each pipeline rank.
 ///
 /// # Errors
 /// As [`explain`](super::explain()).
 pub fn listing(config: &Config) -> Result<Vec<StageListing>, TrainError> {
     let steps = Steps::new(config)?;
-    let graph = &steps.0[0].graph;
+    let graph = &steps.steppers[0].graph;
     steps.for_each_stage(|stage, programs| {
         let program = &programs[0];
         let writer = Writer { graph, program };

@@ -73,6 +73,13 @@ impl fmt::Display for Explanation {
             number(self.num_microbatches, "microbatch").replace("hs", "hes"),
             100.0 * self.bubble_fraction,
         )?;
+        if let [shorter @ .., longest] = &self.length_buckets[..]
+            && !shorter.is_empty()
+        {
+            let shorter: Vec<String> = shorter.iter().map(usize::to_string).collect();
+            let shorter = shorter.join(", ");
+            writeln!(f, "Batches are padded to {shorter} or {longest} tokens; figures are of the longest.")?;
+        }
         self.memory(f)?;
         self.traffic(f)?;
         self.parameters(f)

@@ -26,13 +26,14 @@ fn arenas_are_what_the_runtime_would_reserve_and_parts_sum_to_them() {
         let explanation = explain(&config).unwrap();
         assert_eq!(explanation.per_rank.len(), explanation.world_size);
         let built = assemble::model(&config, None).unwrap();
-        let steps =
-            [assemble::training(&config, &built).unwrap(), assemble::evaluation(&config, &built).unwrap()];
+        let steps = assemble::steps(&config, &built).unwrap();
         for (number, rank) in explanation.per_rank.iter().enumerate() {
             assert_eq!(rank.rank, number);
             assert_eq!(rank.stage, steps[0].plan.mesh.coord(number).get(Axis::Pp));
-            let programs = steps.each_ref().map(|s| s.program(rank.stage, &Chooser::Policy, false).unwrap());
-            let memory = RankMemory::of(&[(&steps[0].plan, &programs[0]), (&steps[1].plan, &programs[1])], 1);
+            let program = |s: &Stepper| s.program(rank.stage, &Chooser::Policy, false).unwrap();
+            let programs: Vec<Program> = steps.iter().map(program).collect();
+            let bound: Vec<_> = steps.iter().map(|s| &s.plan).zip(&programs).collect();
+            let memory = RankMemory::of(&bound, 1);
             assert_eq!(rank.arena_bytes, memory.arena_bytes() as u64, "{layout}");
             assert_eq!(rank.parameters_bytes + rank.optimizer_bytes, memory.state_bytes as u64, "{layout}");
             let parts = rank.parameters_bytes

@@ -58,7 +58,7 @@ impl Extents {
 
     /// Graphs and plans of the steps: prefill and decode, or the one over whole texts.
     pub fn steps(&self, source: &Source) -> Result<Steps, TrainError> {
-        let model = source.model(self.length);
+        let model = source.model();
         let config = &source.config;
         if self.cached {
             let prefill = assemble::generation(config, |p| models::prefill_step(&*model, &self.decoding, p))?;
@@ -66,7 +66,8 @@ impl Extents {
             return Ok(Steps::new(vec![prefill, decode]));
         }
         let sequence_length = if self.sources.is_some() { self.decoding.prompt_length } else { self.length };
-        let step = Step { batch: self.decoding.batch * self.decoding.beams, sequence_length };
+        let batch = self.decoding.batch * self.decoding.beams;
+        let step = Step { batch, sequence_length, target_length: self.length };
         let whole = assemble::generation(config, |p| models::next_token_step(&*model, step, p))?;
         Ok(Steps::new(vec![whole]))
     }

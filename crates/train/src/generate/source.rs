@@ -123,11 +123,11 @@ impl Source {
         Ok(executor)
     }
 
-    /// The model as graph text, for targets of `target_length` tokens if it has any.
-    pub fn model(&self, target_length: usize) -> Box<dyn Generator> {
+    /// The model as graph text.
+    pub fn model(&self) -> Box<dyn Generator> {
         match &self.shape {
             Shape::Decoder { model, .. } => Box::new(Decoder { dropout: Dropout::NONE, ..model.clone() }),
-            Shape::EncoderDecoder { model, .. } => Box::new(pretrained::t5(model, target_length)),
+            Shape::EncoderDecoder { model, .. } => Box::new(pretrained::t5(model)),
         }
     }
 

@@ -51,7 +51,7 @@ fn causal(directory: &Directory, batch: &Given) -> Result<Feed, TrainError> {
         insert_labels(batch, &shifted, decoder.vocab_size, "the vocabulary", &mut inputs)?;
     }
     Ok(Feed {
-        step: Step { batch: rows, sequence_length: seq },
+        step: Step::new(rows, seq),
         given: models::Given { key_index, labels: labels.is_some() },
         outputs: vec![("logits", vec![rows, seq, decoder.vocab_size])],
         num_layers: decoder.num_layers,
@@ -96,7 +96,7 @@ fn bert(c: &hub::Bert, task: Task, batch: &Given) -> Result<Feed, TrainError> {
         insert_labels(batch, labels, limit, of, &mut inputs)?;
     }
     Ok(Feed {
-        step: Step { batch: rows, sequence_length: seq },
+        step: Step::new(rows, seq),
         given: models::Given { key_index, labels: labels.is_some() },
         outputs,
         num_layers: c.num_layers,
@@ -128,11 +128,11 @@ fn t5(c: &hub::T5, batch: &Given) -> Result<Feed, TrainError> {
         insert_labels(batch, labels, c.vocab_size, "the vocabulary", &mut inputs)?;
     }
     Ok(Feed {
-        step: Step { batch: rows, sequence_length: seq },
+        step: Step { target_length, ..Step::new(rows, seq) },
         given: models::Given { key_index, labels: labels.is_some() },
         outputs: vec![("logits", vec![rows, target_length, c.vocab_size])],
         num_layers: c.num_layers + c.num_decoder_layers,
-        model: Box::new(pretrained::t5(c, target_length)),
+        model: Box::new(pretrained::t5(c)),
         inputs,
     })
 }
@@ -175,7 +175,7 @@ fn vit(c: &hub::Vit, batch: &Given) -> Result<Feed, TrainError> {
         insert_labels(batch, labels, model.labels, "the labels", &mut inputs)?;
     }
     Ok(Feed {
-        step: Step { batch: rows, sequence_length: seq },
+        step: Step::new(rows, seq),
         given: models::Given { key_index: false, labels: labels.is_some() },
         outputs: vec![("logits", vec![rows, model.labels])],
         num_layers: c.num_layers,

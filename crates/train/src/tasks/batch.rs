@@ -1,4 +1,4 @@
-//! The inputs of a step, of any examples: padded to the step's extents, with padding hidden from attention and weights
+//! The inputs of a step, of any examples: padded to the shortest length that holds them all, with padding hidden from attention and weights
 //! on what is to be predicted. Every rank makes the whole batch and loads its part, so no layout sees another one.
 
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::assemble::Built;
 use crate::config::Config;
 use crate::error::TrainError;
 use crate::feed::{Fed, Input, Inputs, append_patches, count_up, first_of_each, insert_places_of_patches};
+use crate::length_buckets::{LengthBuckets, Lengths};
 
 /// Share of a text that spans hide, and their mean length, as published for T5.
 const SPANS: (f64, f64) = (0.15, 3.0);
@@ -26,8 +27,7 @@ const PER_SEQUENCE: u64 = 1 << 32;
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe {
     task: Task,
-    seq: usize,
-    target_seq: usize,
+    buckets: LengthBuckets,
     pad: i32,
     end: Option<i32>,
     decoder_start: i32,
@@ -77,9 +77,9 @@ impl Recipe {
             density: SPANS.0,
             mean_length: SPANS.1,
         });
-        let target_seq = data.resolved_target_length();
+        let target_length = built.buckets.longest().target;
         if let Some(needed) = spans.as_ref().map(|spans| spans.target_length(data.sequence_length - 1) + 1)
-            && needed > target_seq
+            && needed > target_length
         {
             return Err(TrainError::Missing {
                 key: "room in data.target_length",
@@ -91,8 +91,7 @@ impl Recipe {
         }
         Ok(Arc::new(Recipe {
             task: config.task,
-            seq: built.sequence_length,
-            target_seq,
+            buckets: built.buckets.clone(),
             pad: id(tokenizer.and_then(Tokenizer::pad_id)).unwrap_or(0),
             end: id(tokenizer.and_then(Tokenizer::end_id)),
             decoder_start: match family {
@@ -135,6 +134,9 @@ pub(crate) struct TaskBatch {
     pub split: Split,
     /// Examples of the store; none is padding.
     pub examples: Vec<Option<usize>>,
+    /// What the encoder of an encoder-decoder reads.
+    sources: Vec<Vec<i32>>,
+    bucket: usize,
     inputs: Inputs,
 }
 
@@ -146,27 +148,55 @@ impl TaskBatch {
 
     /// For batches of `batch` examples, as they are.
     pub fn new(recipe: &Arc<Recipe>, split: &Split, batch: usize) -> TaskBatch {
-        let mut inputs = Inputs::new();
-        let rows = if recipe.task == Task::Embed { 2 * batch } else { batch };
-        match recipe.task {
-            Task::ImageClassify => insert_places_of_patches(batch, recipe.seq, &mut inputs),
-            Task::Seq2Seq => {}
-            task => {
-                inputs.insert("positions", Input::Ints(count_up(rows, recipe.seq), 0));
-                if task != Task::CausalLm {
-                    inputs.insert("segments", Input::Ints(vec![0; rows * recipe.seq], 0));
-                }
-                if task == Task::Classify {
-                    first_of_each(batch, recipe.seq, &mut inputs);
-                }
-            }
-        }
-        TaskBatch {
+        let mut new = TaskBatch {
             recipe: recipe.clone(),
             is_training: false,
             split: split.clone(),
             examples: vec![None; batch],
-            inputs,
+            sources: Vec::new(),
+            bucket: 0,
+            inputs: Inputs::new(),
+        };
+        new.insert_fixed();
+        new
+    }
+
+    /// Inserts the inputs that depend on nothing but lengths.
+    fn insert_fixed(&mut self) {
+        let (batch, Lengths { sequence, .. }, inputs) =
+            (self.examples.len(), self.lengths(), &mut self.inputs);
+        let rows = if self.recipe.task == Task::Embed { 2 * batch } else { batch };
+        match self.recipe.task {
+            Task::ImageClassify => insert_places_of_patches(batch, sequence, inputs),
+            Task::Seq2Seq => {}
+            task => {
+                inputs.insert("positions", Input::Ints(count_up(rows, sequence), 0));
+                if task != Task::CausalLm {
+                    inputs.insert("segments", Input::Ints(vec![0; rows * sequence], 0));
+                }
+                if task == Task::Classify {
+                    first_of_each(batch, sequence, inputs);
+                }
+            }
+        }
+    }
+
+    /// The length bucket of the batch.
+    pub fn bucket(&self) -> usize {
+        self.bucket
+    }
+
+    fn lengths(&self) -> Lengths {
+        self.recipe.buckets.lengths(self.bucket)
+    }
+
+    /// Makes room for sequences and targets of so many tokens.
+    fn make_room(&mut self, sequences: &[Vec<i32>], target: usize) {
+        let sequence = sequences.iter().map(Vec::len).max().unwrap_or(0);
+        let bucket = self.recipe.buckets.holding(sequence, target);
+        if bucket != self.bucket {
+            self.bucket = bucket;
+            self.insert_fixed();
         }
     }
 
@@ -194,9 +224,17 @@ impl TaskBatch {
         targets.iter().zip(weights).filter(|(_, weight)| **weight > 0.0).map(|(target, _)| *target)
     }
 
-    /// Puts what was decoded so far before the decoder of an encoder-decoder, and asks for the token behind it.
+    /// Puts what was decoded so far before the decoder of an encoder-decoder, and asks for the token behind it. The batch
+    /// is then as long as that needs.
     pub fn decode(&mut self, written: &[Vec<i32>]) {
-        let Recipe { target_seq, pad, decoder_start, .. } = *self.recipe;
+        let Recipe { pad, decoder_start, .. } = *self.recipe;
+        let longest = self.recipe.buckets.longest().target;
+        let so_far = 1 + written.iter().map(Vec::len).max().unwrap_or(0);
+        let sources = std::mem::take(&mut self.sources);
+        self.make_room(&sources, so_far.min(longest));
+        self.insert_sources(&sources);
+        self.sources = sources;
+        let target_seq = self.lengths().target;
         let mut tokens = vec![pad; self.examples.len() * target_seq];
         let mut select = vec![0.0; tokens.len()];
         for (row, written) in written.iter().enumerate() {
@@ -247,8 +285,8 @@ impl TaskBatch {
     }
 
     /// Tokens of all sources, and where keys are.
-    fn sources(&mut self, sources: &[Vec<i32>]) {
-        let Recipe { seq, pad, .. } = *self.recipe;
+    fn insert_sources(&mut self, sources: &[Vec<i32>]) {
+        let (pad, Lengths { sequence: seq, .. }) = (self.recipe.pad, self.lengths());
         let mut tokens = vec![pad; sources.len() * seq];
         let mut keys = vec![-1; tokens.len()];
         for (row, source) in sources.iter().enumerate() {
@@ -263,9 +301,10 @@ impl TaskBatch {
     }
 
     fn texts(&mut self, key: &Key) {
-        let seq = self.recipe.seq;
         let mut sources: Vec<Vec<i32>> =
             self.examples.iter().map(|example| self.ints(*example, column::SOURCE)).collect();
+        self.make_room(&sources, 0);
+        let seq = self.lengths().sequence;
         let mut targets = vec![0; sources.len() * seq];
         let mut weights = vec![0.0; targets.len()];
         for (row, source) in sources.iter_mut().enumerate() {
@@ -295,7 +334,7 @@ impl TaskBatch {
                 _ => {}
             }
         }
-        self.sources(&sources);
+        self.insert_sources(&sources);
         match self.recipe.task {
             Task::Classify => {
                 self.segments();
@@ -307,7 +346,7 @@ impl TaskBatch {
 
     /// Which text of a pair each token belongs to.
     fn segments(&mut self) {
-        let Recipe { seq, num_segments, .. } = *self.recipe;
+        let (num_segments, seq) = (self.recipe.num_segments, self.lengths().sequence);
         let mut segments = vec![0; self.examples.len() * seq];
         for (row, example) in self.examples.iter().enumerate() {
             for (at, segment) in self.ints(*example, column::SEGMENTS).into_iter().enumerate() {
@@ -330,8 +369,9 @@ impl TaskBatch {
             f64::from(f32::from_bits(bits as u32))
         };
         let scores: Vec<Option<f64>> = self.examples.iter().map(|example| example.map(score)).collect();
-        self.sources(&sources);
-        pairs::insert_means(&sources, self.recipe.seq, &mut self.inputs);
+        self.make_room(&sources, 0);
+        self.insert_sources(&sources);
+        pairs::insert_means(&sources, self.lengths().sequence, &mut self.inputs);
         pairs::insert_partners(self.recipe.pair_loss, &scores, &mut self.inputs);
     }
 
@@ -350,7 +390,7 @@ impl TaskBatch {
     }
 
     fn translations(&mut self, key: &Key) {
-        let Recipe { target_seq, pad, decoder_start, end, .. } = *self.recipe;
+        let Recipe { pad, decoder_start, end, .. } = *self.recipe;
         let pair = |(row, example): (usize, &Option<usize>)| {
             let source = self.ints(*example, column::SOURCE);
             let Some(spans) = self.recipe.spans.as_ref().filter(|_| example.is_some()) else {
@@ -363,6 +403,8 @@ impl TaskBatch {
             (source, target)
         };
         let (sources, found): (Vec<_>, Vec<_>) = self.examples.iter().enumerate().map(pair).unzip();
+        self.make_room(&sources, found.iter().map(Vec::len).max().unwrap_or(0));
+        let target_seq = self.lengths().target;
         let mut read = vec![pad; found.len() * target_seq];
         let mut targets = vec![0; read.len()];
         let mut weights = vec![0.0; read.len()];
@@ -376,7 +418,8 @@ impl TaskBatch {
                 }
             }
         }
-        self.sources(&sources);
+        self.insert_sources(&sources);
+        self.sources = sources;
         self.inputs.insert("target_tokens", Input::Ints(read, 0));
         self.targets(targets, weights);
     }
@@ -393,12 +436,16 @@ pub(super) mod tests {
     use data::{Column, ContentHash, ExampleStore};
 
     use super::*;
+    use crate::config::Data;
 
     fn recipe(task: Task) -> Recipe {
         Recipe {
             task,
-            seq: 5,
-            target_seq: 4,
+            buckets: LengthBuckets::of(&Data {
+                sequence_length: 5,
+                target_length: Some(4),
+                ..Data::default()
+            }),
             pad: 9,
             end: Some(1),
             decoder_start: 7,

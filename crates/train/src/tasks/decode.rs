@@ -8,7 +8,7 @@ use crate::error::TrainError;
 use crate::parity::whole;
 
 /// What the model writes for each example of a batch, without the end token, in at most `most` tokens. `program` is the
-/// executor's program that gives the scores of the next token.
+/// first of the executor's programs that give the scores of the next token, one for each length bucket.
 ///
 /// # Errors
 /// What stops the executor.
@@ -28,6 +28,7 @@ pub(crate) fn greedy(
             break;
         }
         batch.decode(&written);
+        let program = program + batch.bucket();
         executor.run(program, batch, input)?;
         let (tile, values) = executor.output(program, "logits")?;
         let logits = whole(&tile, &values);

@@ -107,6 +107,16 @@ impl Split {
         (0..self.len).map(|at| self.store.bytes(self.example(at), column::SOURCE).len() as u64).sum()
     }
 
+    /// Tokens of each example of a task, of both texts where it is a pair.
+    pub fn lengths(&self, task: Task) -> Vec<usize> {
+        let last = match task {
+            Task::Seq2Seq | Task::Embed => column::TARGET,
+            _ => column::SOURCE,
+        };
+        let length = |example| (column::SOURCE..=last).map(|c| self.store.ints(example, c).len()).sum();
+        (0..self.len).map(|at| length(self.example(at))).collect()
+    }
+
     /// The label of each example.
     pub fn classes(&self) -> Vec<usize> {
         let class = |at| self.store.ints(self.example(at), column::TARGET).next().unwrap_or(0) as usize;
@@ -159,16 +169,7 @@ impl Examples {
                 Order::Classes(ByClass::distributed(&classes, &weights, seed)?)
             }
             Sampling::Length => {
-                let length = |at| {
-                    let example = self.train.example(at);
-                    let both = match config.task {
-                        Task::Seq2Seq | Task::Embed => column::TARGET,
-                        _ => column::SOURCE,
-                    };
-                    (column::SOURCE..=both).map(|c| self.train.store.ints(example, c).len()).sum()
-                };
-                let lengths: Vec<usize> = (0..self.train.len()).map(length).collect();
-                Order::Lengths(ByLength::new(&lengths, config.train.batch, seed)?)
+                Order::Lengths(ByLength::new(&self.train.lengths(config.task), config.train.batch, seed)?)
             }
         })
     }

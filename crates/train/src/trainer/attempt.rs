@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use runtime::{Executor, Ran, StepInput};
 
-use super::{Event, Outcome, Run, StepReport, TRAIN};
+use super::{Event, Outcome, Run, StepReport};
 use crate::corpus::CorpusBatch;
 use crate::error::TrainError;
 use crate::learning_rate::learning_rate;
@@ -14,6 +14,8 @@ use crate::loss_scale::LossScale;
 /// A step that ran.
 pub(super) struct Attempt {
     step: u64,
+    /// The length bucket of its batch, which is the number of its program.
+    pub bucket: usize,
     lr: f64,
     /// Before the step.
     loss_scale: Option<LossScale>,
@@ -50,10 +52,11 @@ impl Run<'_> {
         let factor = loss_scale.map_or(1.0, |s| s.factor(num_tokens));
         let scalars = [("lr", lr), ("step", update as f64), ("loss_scale", factor)];
         let input = StepInput { seed: self.config.train.seed, step, scalars: &scalars };
+        let bucket = batch.bucket();
         #[cfg(feature = "faults")]
         let batch = &mut self.following.step(executor.rank(), step, batch);
-        let ran = executor.run_ahead(TRAIN, batch, &input)?;
-        Ok((Attempt { step, lr, loss_scale, seconds: started.elapsed().as_secs_f64() }, ran))
+        let ran = executor.run_ahead(bucket, batch, &input)?;
+        Ok((Attempt { step, bucket, lr, loss_scale, seconds: started.elapsed().as_secs_f64() }, ran))
     }
 
     /// Reports a step whose results are there, and says where loss scaling stands after it.
@@ -64,10 +67,11 @@ impl Run<'_> {
         outcome: &mut Outcome,
     ) -> Result<Option<LossScale>, TrainError> {
         let (mut statistics, mut grad_norm) = ([0.0; 2], [0.0]);
-        executor.read_output(TRAIN, "statistics", &mut statistics)?;
-        executor.read_output(TRAIN, "grad_norm", &mut grad_norm)?;
+        let Attempt { step, bucket, lr, seconds, .. } = attempt;
+        executor.read_output(bucket, "statistics", &mut statistics)?;
+        executor.read_output(bucket, "grad_norm", &mut grad_norm)?;
         let ([loss, tokens], [grad_norm]) = (statistics, grad_norm);
-        let Attempt { step, lr, seconds, .. } = attempt;
+        let buckets = &self.built.buckets;
         let skipped = attempt.loss_scale.is_some() && !grad_norm.is_finite();
         let report = StepReport {
             step,
@@ -77,6 +81,7 @@ impl Run<'_> {
             tokens: tokens as u64,
             tokens_per_second: tokens / seconds,
             step_seconds: seconds,
+            sequence_length: (buckets.num_buckets() > 1).then(|| buckets.lengths(bucket).sequence),
             loss_scale: attempt.loss_scale.map(|s| s.scale),
             skipped,
         };

@@ -35,7 +35,7 @@ fn built(from: &Path, task: &str, setting: &str) -> Built {
 
 /// Where the forward drops elements, in layers the first stands for all, and with which probability.
 fn dropped(built: &Built, model: &dyn Model) -> Vec<(String, f64)> {
-    let step = Step { batch: 2, sequence_length: built.sequence_length };
+    let step = Step::new(2, built.sequence_length);
     let given = Given { labels: true, ..built.given };
     let graph = gradients_step(model, step, &given, Precision::Uniform).unwrap();
     let probability = |op: &Op| match *op {

@@ -4,6 +4,7 @@ mod dropout;
 mod from_directory;
 mod generation;
 mod gradients;
+mod length_buckets;
 mod names;
 mod precision;
 mod resume;

@@ -10,7 +10,7 @@ use train::pretrained;
 use crate::gradients::{DECODERS, fixture};
 
 fn of_graph(model: &dyn Model) -> BTreeMap<String, Vec<usize>> {
-    let step = models::Step { batch: 1, sequence_length: 4 };
+    let step = models::Step::new(1, 4);
     let graph: Graph = models::logits_step(model, step, &Given::default(), models::Precision::Uniform);
     graph
         .states()
