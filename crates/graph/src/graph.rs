@@ -390,9 +390,20 @@ impl Graph {
 
     /// Rows of `table` (`[rows, width]`) picked by `ids`.
     pub fn embedding(&mut self, name: &str, table: ValueId, ids: ValueId) -> ValueId {
+        self.padded_embedding(name, table, ids, None)
+    }
+
+    /// [`embedding`](Graph::embedding) where the row `padding`, if there is one, is read but gets no gradient.
+    pub fn padded_embedding(
+        &mut self,
+        name: &str,
+        table: ValueId,
+        ids: ValueId,
+        padding: Option<u32>,
+    ) -> ValueId {
         let mut dims = self.dims_of(ids);
         dims.push(self.value(table).dims[1]);
-        self.float(Op::Embedding, name, &[table, ids], &dims)
+        self.float(Op::Embedding { padding }, name, &[table, ids], &dims)
     }
 
     /// Contraction of `a` and `b` with the given result dims.

@@ -10,6 +10,8 @@ pub enum Pointwise {
     GeluErf,
     /// `max(x, 0)`.
     Relu,
+    /// `x sigmoid(x)`.
+    Silu,
     /// Hyperbolic tangent.
     Tanh,
 }
@@ -91,9 +93,15 @@ pub enum Op {
         summed: Vec<crate::Dim>,
     },
     /// `(table, ids) -> rows`: rows of a table; a contraction with one-hot ids.
-    Embedding,
+    Embedding {
+        /// A row that gets no gradient here: the padding token's.
+        padding: Option<u32>,
+    },
     /// `(ids, d_rows) -> d_table`.
-    EmbeddingBackward,
+    EmbeddingBackward {
+        /// As in the forward.
+        padding: Option<u32>,
+    },
     /// `(a, b) -> c`: sum over the dims that `a` and `b` share and `c` lacks. `c` has the other dims of `a`, then
     /// those of `b`.
     Contract,
@@ -309,8 +317,8 @@ impl Op {
             Op::Fill(_) => "fill",
             Op::Cast => "cast",
             Op::Pack { .. } => "pack_weight",
-            Op::Embedding => "embedding",
-            Op::EmbeddingBackward => "embedding_backward",
+            Op::Embedding { .. } => "embedding",
+            Op::EmbeddingBackward { .. } => "embedding_backward",
             Op::Contract => "contract",
             Op::Linear => "linear",
             Op::Add => "add",

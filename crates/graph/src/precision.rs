@@ -87,7 +87,7 @@ fn is_shown(graph: &Graph, op: &Op, value: ValueId) -> bool {
 fn casts_operand(op: &Op, i: usize) -> bool {
     match op {
         Op::Contract => true,
-        Op::Embedding => i == 0,
+        Op::Embedding { .. } => i == 0,
         _ => false,
     }
 }
@@ -95,7 +95,7 @@ fn casts_operand(op: &Op, i: usize) -> bool {
 /// Whether the `i`th result is an activation or a cotangent of one. `first`: type of the first operand.
 fn is_narrow(op: &Op, i: usize, first: Option<ValueType>) -> bool {
     match op {
-        Op::Embedding
+        Op::Embedding { .. }
         | Op::Contract
         | Op::Add
         | Op::Norm { .. }

@@ -104,7 +104,7 @@ impl Signature {
             })
             .collect();
         let linear = match op {
-            Op::Embedding
+            Op::Embedding { .. }
             | Op::Sum
             | Op::WeightedSum
             | Op::Spread
@@ -114,7 +114,7 @@ impl Signature {
             Op::Contract | Op::Multiply => vec![vec![0], vec![1]],
             Op::Linear => vec![vec![0, 2], vec![1, 2]],
             Op::Add | Op::Stack => vec![(0..operands.len()).collect()],
-            Op::EmbeddingBackward
+            Op::EmbeddingBackward { .. }
             | Op::NormBackwardWeight { .. }
             | Op::GeluBackward
             | Op::PointwiseBackward(_) => vec![vec![1]],
@@ -126,6 +126,6 @@ impl Signature {
             Op::SumSquares => Some(IndexKind::ReduceSum),
             _ => None,
         };
-        Signature { indices, linear, flat, prefers_home: *op == Op::EmbeddingBackward }
+        Signature { indices, linear, flat, prefers_home: matches!(op, Op::EmbeddingBackward { .. }) }
     }
 }

@@ -103,9 +103,10 @@ fn derivative(
         graph.node(id).outputs[0]
     };
     match &node.op {
-        Op::Embedding => {
+        Op::Embedding { padding } => {
             let like = dims(graph, 0);
-            result[0] = Some(single(graph, Op::EmbeddingBackward, "d_table", &[x[1], dy], &like));
+            let op = Op::EmbeddingBackward { padding: *padding };
+            result[0] = Some(single(graph, op, "d_table", &[x[1], dy], &like));
         }
         Op::Contract => {
             for (i, suffix) in [(0, "d_left"), (1, "d_right")] {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::config::ends;
 use crate::{Bound, Config, Family, HubError, Table, Task, Weights};
 
 /// Name of the tokenizer's file.
@@ -62,6 +63,16 @@ impl Directory {
     /// What the model is opened for.
     pub fn task(&self) -> Task {
         self.task
+    }
+
+    /// Tokens of which each ends a text: those of `generation_config.json`, as `transformers` has it, else those of
+    /// `config.json`.
+    ///
+    /// # Errors
+    /// A `generation_config.json` that is damaged.
+    pub fn ends(&self) -> Result<Vec<u32>, HubError> {
+        let Some((vocab_size, tokens)) = self.config.family.tokens() else { return Ok(Vec::new()) };
+        Ok(ends(&self.dir, vocab_size)?.unwrap_or_else(|| tokens.eos.clone()))
     }
 
     /// The names of its parameters.

@@ -13,6 +13,8 @@ pub enum PointwiseKind {
     GeluErf,
     /// `max(x, 0)`; its slope at 0 is 0.
     Relu,
+    /// `x sigmoid(x)`.
+    Silu,
     /// Hyperbolic tangent.
     Tanh,
 }
@@ -23,6 +25,7 @@ pub fn pointwise<S: Storage>(cpu: &Cpu, kind: PointwiseKind, x: &[S], out: &mut 
     let value = move |x: f64| match kind {
         PointwiseKind::GeluErf => x * normal_distribution(x),
         PointwiseKind::Relu => relu(x),
+        PointwiseKind::Silu => x * sigmoid(x),
         PointwiseKind::Tanh => x.tanh(),
     };
     cpu.divide(x.len(), LINE, COSTLY, out, |part, out| {
@@ -41,6 +44,7 @@ pub fn pointwise_backward<S: Storage>(cpu: &Cpu, kind: PointwiseKind, x: &[S], d
         // what is not a number stays so
         PointwiseKind::Relu if x.is_nan() => x,
         PointwiseKind::Relu => 0.0,
+        PointwiseKind::Silu => sigmoid(x) * (1.0 + x * sigmoid(-x)),
         PointwiseKind::Tanh => 1.0 - x.tanh() * x.tanh(),
     };
     cpu.divide(x.len(), LINE, COSTLY, dx, |part, dx| {
@@ -69,6 +73,11 @@ pub fn multiply<S: Storage>(cpu: &Cpu, a: &[S], b: &[S], out: &mut [S]) {
 
 fn relu(x: f64) -> f64 {
     if x < 0.0 { 0.0 } else { x }
+}
+
+/// The logistic function, without overflow at either end.
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
 }
 
 /// Density of the standard normal distribution.
@@ -171,7 +180,8 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, dot, finite_difference, poisoned, random, scalar};
 
-    const KINDS: [PointwiseKind; 3] = [PointwiseKind::GeluErf, PointwiseKind::Relu, PointwiseKind::Tanh];
+    const KINDS: [PointwiseKind; 4] =
+        [PointwiseKind::GeluErf, PointwiseKind::Relu, PointwiseKind::Silu, PointwiseKind::Tanh];
 
     fn run<T: Float>(f: impl Fn(&mut [T]), len: usize) -> Vec<T> {
         let mut out = poisoned(len);
@@ -208,6 +218,7 @@ mod tests {
         for (kind, [low, high, zero], [d_low, d_high, d_zero]) in [
             (PointwiseKind::GeluErf, [0.0, 200.0, 0.0], [0.0, 1.0, 0.5]),
             (PointwiseKind::Relu, [0.0, 200.0, 0.0], [0.0, 1.0, 0.0]),
+            (PointwiseKind::Silu, [0.0, 200.0, 0.0], [0.0, 1.0, 0.5]),
             (PointwiseKind::Tanh, [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]),
         ] {
             let (y, d) = (values(kind), slopes(kind));

@@ -62,9 +62,9 @@ kernel_test!(gelu_everywhere(len in 0..300usize), shows_nan: true,
     gelu(cpu, x, out);
     gelu_backward(cpu, x, dy, dx);
 });
-kernel_test!(pointwise_everywhere(len in 0..300usize, kind in 0..3usize), shows_nan: true,
+kernel_test!(pointwise_everywhere(len in 0..300usize, kind in 0..4usize), shows_nan: true,
 (x[len], dy[len]; ) -> (out[len], dx[len]; ), |cpu| {
-    let kind = [PointwiseKind::GeluErf, PointwiseKind::Relu, PointwiseKind::Tanh][kind];
+    let kind = [PointwiseKind::GeluErf, PointwiseKind::Relu, PointwiseKind::Silu, PointwiseKind::Tanh][kind];
     pointwise(cpu, kind, x, out);
     pointwise_backward(cpu, kind, x, dy, dx);
 });

@@ -44,6 +44,8 @@ pub struct Bert {
     pub max_positions: usize,
     /// Kinds of segments.
     pub num_segments: usize,
+    /// Token whose embedding is read but not trained.
+    pub padding: Option<u32>,
     /// What stands on it.
     pub head: BertHead,
 }
@@ -57,7 +59,7 @@ impl Bert {
         g.scoped("embedding", |g| {
             let std = Init::Normal { std: STD };
             let table = g.parameter("token", &[vocab, d.embed], std, true);
-            let tokens = g.embedding("tokens", table, tokens);
+            let tokens = g.padded_embedding("tokens", table, tokens, self.padding);
             let dim = g.dim("positions", self.max_positions);
             let position = g.parameter("position", &[dim, d.embed], std, true);
             let positions = g.embedding("positions", position, positions);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use graph::{Dim, Graph, Init, NormKind, Op, Place, ValueId};
+use graph::{Dim, Graph, Init, NormKind, Place, ValueId};
 
 use crate::attention;
 use crate::cache::Cache;
@@ -33,6 +33,10 @@ pub struct Rotation {
 pub struct Variant {
     /// Activation of GPT-2's feed-forward blocks.
     pub activation: Activation,
+    /// Activation of the gates of LLaMA's feed-forward blocks, if not SiLU.
+    pub gate: Option<Activation>,
+    /// Token whose embedding is read but not trained.
+    pub padding: Option<u32>,
     /// Whether LLaMA's attention projections have biases.
     pub attention_bias: bool,
     /// Whether LLaMA's feed-forward projections have biases.
@@ -192,7 +196,7 @@ impl Decoder {
         g.set_place(Place::Layer(0));
         let (mut x, table) = g.scoped("embedding", |g| {
             let table = g.parameter("token", &[d.vocab, d.embed], Init::Normal { std: STD }, true);
-            let mut x = g.embedding("tokens", table, inputs.tokens);
+            let mut x = g.padded_embedding("tokens", table, inputs.tokens, self.variant.padding);
             if self.family == Family::Gpt2 {
                 let positions = g.dim("positions", self.max_positions);
                 // The published code draws the positions at half the width of the tokens.
@@ -287,7 +291,7 @@ impl Decoder {
             }
             Family::Llama => {
                 let (gate, up) = (hidden(g, "gate"), hidden(g, "up"));
-                g.elementwise(Op::SwiGlu, "swiglu", &[gate, up])
+                parts::gated(g, self.variant.gate.unwrap_or(Activation::Silu), gate, up)
             }
         };
         let std = self.residual_std();

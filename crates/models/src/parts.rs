@@ -180,6 +180,15 @@ pub(crate) fn feed_forward(
     d.linear(g, "down", inner, &[d.mlp], &[d.embed], has_bias)
 }
 
+/// `activation(gate) * up` (Shazeer, "GLU Variants Improve Transformer", 2020).
+pub(crate) fn gated(g: &mut Graph, activation: Activation, gate: ValueId, up: ValueId) -> ValueId {
+    if activation == Activation::Silu {
+        return g.elementwise(Op::SwiGlu, "swiglu", &[gate, up]);
+    }
+    let gate = activation.write(g, gate);
+    g.elementwise(Op::Multiply, "gated", &[gate, up])
+}
+
 /// `x` at the position of each sequence that the input `select` `[batch, seq]` marks with 1.
 pub(crate) fn select(g: &mut Graph, d: &Dims, x: ValueId) -> ValueId {
     let select = g.input("select", &[d.batch, d.seq], ValueType::Float);

@@ -12,6 +12,8 @@ pub enum Activation {
     GeluErf,
     /// Rectified linear.
     Relu,
+    /// `x sigmoid(x)`.
+    Silu,
     /// Hyperbolic tangent.
     Tanh,
 }
@@ -23,6 +25,7 @@ impl Activation {
             Activation::GeluTanh => (Op::Gelu, "gelu"),
             Activation::GeluErf => (Op::Pointwise(Pointwise::GeluErf), "gelu"),
             Activation::Relu => (Op::Pointwise(Pointwise::Relu), "relu"),
+            Activation::Silu => (Op::Pointwise(Pointwise::Silu), "silu"),
             Activation::Tanh => (Op::Pointwise(Pointwise::Tanh), "tanh"),
         };
         g.elementwise(op, name, &[x])

@@ -1,7 +1,7 @@
 //! T5 (Raffel et al., 2020): an encoder and a decoder that reads what the encoder wrote. Norms are RMS norms before the
 //! blocks, projections have no biases, scores are not scaled but biased by relative position.
 
-use graph::{Buckets, Dim, Graph, Init, NormKind, Op, Place, Role, ValueId, ValueType};
+use graph::{Buckets, Dim, Graph, Init, NormKind, Place, Role, ValueId, ValueType};
 
 use crate::cache::Cache;
 use crate::dropout::Dropout;
@@ -18,8 +18,6 @@ pub enum FeedForward {
     Plain(Activation),
     /// `down(activation(gate(x)) * up(x))`.
     Gated(Activation),
-    /// `down(silu(gate(x)) * up(x))`.
-    SwiGlu,
 }
 
 /// Shape of a T5.
@@ -188,14 +186,8 @@ impl T5 {
                 activation.write(g, up)
             }
             FeedForward::Gated(activation) => {
-                let gate = gate(g);
-                let gate = activation.write(g, gate);
-                let up = up(g);
-                g.elementwise(Op::Multiply, "gated", &[gate, up])
-            }
-            FeedForward::SwiGlu => {
                 let (gate, up) = (gate(g), up(g));
-                g.elementwise(Op::SwiGlu, "swiglu", &[gate, up])
+                parts::gated(g, activation, gate, up)
             }
         };
         let inner = g.dropout("inner_dropout", inner, self.dropout.residual);

@@ -67,13 +67,16 @@ impl Binder<'_> {
             | Op::Rename { .. } => {
                 unreachable!("{} is not computed", op.name())
             }
-            Op::Embedding => {
+            Op::Embedding { .. } => {
                 Kernel::Embedding { width: last(operands[0]), local_row: self.local_row(operands[0], 0) }
             }
-            Op::EmbeddingBackward => Kernel::EmbeddingBackward {
-                width: last(results[0]),
-                local_row: self.local_row(results[0], 0),
-            },
+            Op::EmbeddingBackward { padding } => {
+                let mut local_row = self.local_row(results[0], 0);
+                if let Some(row) = padding {
+                    Arc::make_mut(&mut local_row)[*row as usize] = kernels::NOT_LOCAL;
+                }
+                Kernel::EmbeddingBackward { width: last(results[0]), local_row }
+            }
             Op::Cast => Kernel::Cast,
             Op::Pack { summed } => {
                 let matrix = operands[0];
@@ -329,6 +332,7 @@ fn pointwise_kind(kind: graph::Pointwise) -> kernels::PointwiseKind {
     match kind {
         graph::Pointwise::GeluErf => kernels::PointwiseKind::GeluErf,
         graph::Pointwise::Relu => kernels::PointwiseKind::Relu,
+        graph::Pointwise::Silu => kernels::PointwiseKind::Silu,
         graph::Pointwise::Tanh => kernels::PointwiseKind::Tanh,
     }
 }

@@ -499,9 +499,10 @@ fn add<X: Stored>(cpu: &Cpu, x: &Operands<'_>, out: &mut Target<'_>) {
     if x.floats.len() == 1 {
         return out.copy_from_slice(first);
     }
-    // Only the second operand may be a bias: it is a parameter, so it is wide, and shorter.
-    let elements = |i: usize| x.floats[i].0.len_bytes() / x.floats[i].1.size_bytes();
-    match elements(1) == first.len() {
+    // Only the second operand may be a bias: it is a parameter, so it is wide, and as long as a row. Of one row both
+    // are equally long.
+    let (region, dtype) = &x.floats[1];
+    match *dtype == X::DTYPE && region.len_bytes() / dtype.size_bytes() == first.len() {
         true => kernels::add::<X>(cpu, first, x.get(1), out),
         false => kernels::add_bias::<X>(cpu, first, x.get(1), out),
     }

@@ -205,6 +205,7 @@ fn describe(decoder: &Decoder, tokenizer: &data::Tokenizer) -> Result<Descriptio
             num_kv_heads: decoder.num_kv_heads,
             head_dim: decoder.head_dim,
             mlp: decoder.mlp,
+            activation: hub::Activation::Silu,
             norm_eps: decoder.norm_eps,
             rope: hub::Rope { theta: decoder.rope_theta, scaling: hub::RopeScaling::None },
             attention_bias: false,

@@ -132,6 +132,8 @@ pub fn decoder(description: &Description, sequence_length: usize) -> Result<Deco
                 variant: Variant {
                     attention_bias: c.attention_bias,
                     mlp_bias: c.mlp_bias,
+                    gate: Some(activation(c.activation)),
+                    padding: c.tokens.pad,
                     rotation: (c.rope.scaling != hub::RopeScaling::None)
                         .then(|| Rotation { frequencies: inverse.into(), factor: attention_factor }),
                     ..Variant::default()
@@ -167,6 +169,7 @@ pub(crate) fn bert(c: &hub::Bert, task: Task, loss: PairLoss) -> Bert {
         vocab_size: c.vocab_size,
         max_positions: c.max_positions,
         num_segments: c.num_segments,
+        padding: c.tokens.pad,
         head: match task {
             Task::Classify => BertHead::Classify { labels },
             Task::Tag => BertHead::Tag { labels },
@@ -202,7 +205,6 @@ pub(crate) fn t5(c: &hub::T5) -> T5 {
         vocab_size: c.vocab_size,
         feed_forward: match c.feed_forward {
             hub::FeedForward::Plain(a) => FeedForward::Plain(activation(a)),
-            hub::FeedForward::Gated(hub::Activation::Silu) => FeedForward::SwiGlu,
             hub::FeedForward::Gated(a) => FeedForward::Gated(activation(a)),
         },
         num_buckets: c.num_buckets,
@@ -223,7 +225,7 @@ fn activation(activation: hub::Activation) -> Activation {
         hub::Activation::GeluTanh => Activation::GeluTanh,
         hub::Activation::GeluErf => Activation::GeluErf,
         hub::Activation::Relu => Activation::Relu,
-        hub::Activation::Silu => unreachable!("only gated blocks have it"),
+        hub::Activation::Silu => Activation::Silu,
     }
 }
 

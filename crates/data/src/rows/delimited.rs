@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord};
 
 use super::source::{Meter, Metered, content};
-use super::{Field, Row, Wanted, find, malformed};
+use super::{Field, Row, Wanted, find, malformed, malformed_at};
 use crate::DataError;
 
 pub(super) struct Delimited {
@@ -25,6 +25,9 @@ impl Delimited {
         let source = Metered::new(content(path)?, meter.clone());
         let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(source);
         let names = reader.headers().map_err(|error| refuse(path, 0, error))?;
+        if names.is_empty() {
+            return Err(malformed_at(path, "", "is empty; its first line has to name the columns"));
+        }
         let known: Vec<String> = names.iter().map(str::to_owned).collect();
         let lines = 2 + known.iter().map(|name| name.matches('\n').count() as u64).sum::<u64>();
         let late = lines.saturating_sub(reader.position().line());

@@ -29,9 +29,20 @@ impl JsonLines {
             }
             let mut object: Map<String, Value> = serde_json::from_str(line).map_err(|error| {
                 let column = error.column();
-                malformed(&path, number, format!("column {column}: not one JSON object a line: {error}"))
+                let remedy = match line.trim_start().starts_with('[') {
+                    true => {
+                        "; write each object of the list on a line of its own, for example with `jq -c '.[]'`"
+                    }
+                    false => "",
+                };
+                malformed(
+                    &path,
+                    number,
+                    format!("column {column}: not one JSON object a line: {error}{remedy}"),
+                )
             })?;
-            let field = |(name, key): &(String, &'static str)| match object.remove(name) {
+            // what is taken stays known, for the message about what is not there
+            let field = |(name, key): &(String, &'static str)| match object.get_mut(name).map(Value::take) {
                 Some(value) => field(value)
                     .ok_or_else(|| malformed(&path, number, format!("`{name}` is {}", expected()))),
                 None => {

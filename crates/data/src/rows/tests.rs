@@ -90,7 +90,10 @@ fn what_is_wrong_is_named_with_its_place() {
             .contains("no column `text`; it has body, label: name the right one in `[data] text_column`")
     );
     assert!(of("a.jsonl", b"{\"text\": \"a\", \"label\": 0}\n{\"text\": ").starts_with("a.jsonl:2: column "));
-    assert!(of("a.jsonl", b"{\"text\": \"a\"}\n").starts_with("a.jsonl:1: no column `label`"));
+    assert!(of("a.csv", b"").starts_with("a.csv: is empty"));
+    let lacking = of("a.jsonl", b"{\"text\": \"a\"}\n");
+    assert!(lacking.starts_with("a.jsonl:1: no column `label`; it has text: "), "{lacking}");
+    assert!(of("a.jsonl", b"[{\"text\": \"a\"}]").contains("jq -c"));
     assert!(of("a.jsonl", b"{\"text\": null, \"label\": 0}\n").starts_with("a.jsonl:1: `text` is neither"));
     assert!(of("a.jsonl", b"\n{\"text\": \"\xc3\"}\n").starts_with("a.jsonl:2: not UTF-8 at column 11"));
     assert!(of("a.jsonl", b"{\0}\n").starts_with("a.jsonl:1: a zero byte at column 2"));

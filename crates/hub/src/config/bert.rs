@@ -37,7 +37,7 @@ pub struct Bert {
     pub tied: bool,
     /// Labels of a classifier.
     pub labels: Labels,
-    /// Tokens with a role.
+    /// Tokens with a role. The embedding of padding is not trained.
     pub tokens: TokenIds,
 }
 
@@ -51,6 +51,10 @@ impl Bert {
         let num_heads = keys.size("num_attention_heads")?;
         keys.check_heads("num_attention_heads", num_heads, embed)?;
         let dropout = keys.dropout_or("hidden_dropout_prob", 0.1)?;
+        let mut tokens = TokenIds::read(keys, vocab_size)?;
+        if !keys.map.contains_key("pad_token_id") {
+            tokens.pad = Some(0);
+        }
         Ok(Bert {
             vocab_size,
             max_positions: keys.size_or("max_position_embeddings", 512)?,
@@ -66,7 +70,7 @@ impl Bert {
             classifier_dropout: keys.dropout_or("classifier_dropout", dropout)?,
             tied: keys.flag_or("tie_word_embeddings", true)?,
             labels: Labels::read(keys)?,
-            tokens: TokenIds::read(keys, vocab_size)?,
+            tokens,
         })
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::keys::Keys;
-use super::{Bert, Gpt2, Labels, Llama, T5, Task, Vit};
+use super::{Bert, Gpt2, Labels, Llama, T5, Task, TokenIds, Vit};
 use crate::HubError;
 use crate::weights::{StoredType, read_regular};
 
@@ -63,6 +63,17 @@ impl Family {
             Family::Llama(c) => Some(&mut c.tied),
             Family::Bert(c) => Some(&mut c.tied),
             Family::T5(c) => Some(&mut c.tied),
+            Family::Vit(_) => None,
+        }
+    }
+
+    /// Vocabulary and tokens with a role, if the family reads text.
+    pub(crate) fn tokens(&self) -> Option<(usize, &TokenIds)> {
+        match self {
+            Family::Gpt2(c) => Some((c.vocab_size, &c.tokens)),
+            Family::Llama(c) => Some((c.vocab_size, &c.tokens)),
+            Family::Bert(c) => Some((c.vocab_size, &c.tokens)),
+            Family::T5(c) => Some((c.vocab_size, &c.tokens)),
             Family::Vit(_) => None,
         }
     }
@@ -189,7 +200,8 @@ impl Config {
         let keys =
             Keys { path: &self.path, model_type: self.family.model_type(), map: &self.json, prefix: "" };
         match &self.family {
-            Family::Bert(c) if task.has_labels() => c.labels.check(&keys),
+            // the loss of tags is that of one label out of several, whatever `problem_type` says
+            Family::Bert(c) if task == Task::Classify => c.labels.check(&keys),
             Family::Vit(c) => c.labels.check(&keys),
             _ => Ok(()),
         }
@@ -201,6 +213,10 @@ impl Config {
         let mut map = self.json.clone();
         map.insert("model_type".into(), self.family.model_type().into());
         self.family.write(&mut map);
+        // a file's own are as they were, for they do not change
+        if let Some((_, tokens)) = self.family.tokens().filter(|_| self.json.is_empty()) {
+            tokens.write(&mut map);
+        }
         if let Some((_, class)) = self.family.tasks().iter().find(|(t, _)| *t == task) {
             map.insert("architectures".into(), Value::from(vec![*class]));
         }

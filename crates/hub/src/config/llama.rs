@@ -3,10 +3,10 @@
 use serde_json::{Map, Value};
 
 use super::keys::Keys;
-use super::{Rope, TokenIds, set};
+use super::{ACTIVATIONS, Activation, Rope, TokenIds, set, set_activation};
 use crate::HubError;
 
-/// What a LLaMA checkpoint is. Its feed-forward block is SwiGLU: `down(silu(gate(x)) * up(x))`.
+/// What a LLaMA checkpoint is. Its feed-forward block is gated: `down(activation(gate(x)) * up(x))`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Llama {
     /// Token ids.
@@ -25,6 +25,8 @@ pub struct Llama {
     pub head_dim: usize,
     /// Hidden units of the feed-forward block.
     pub mlp: usize,
+    /// Activation of the gate; SiLU in the published models.
+    pub activation: Activation,
     /// Added under the root of the norms.
     pub norm_eps: f64,
     /// Rotary positions.
@@ -37,13 +39,12 @@ pub struct Llama {
     pub attention_dropout: f64,
     /// Whether embedding and head share one table.
     pub tied: bool,
-    /// Tokens with a role.
+    /// Tokens with a role. The embedding of padding is not trained.
     pub tokens: TokenIds,
 }
 
 impl Llama {
     pub(super) fn read(keys: &Keys<'_>) -> Result<Llama, HubError> {
-        keys.choice("hidden_act", (), &[("silu", ()), ("swish", ())])?;
         let vocab_size = keys.size("vocab_size")?;
         let embed = keys.size("hidden_size")?;
         let num_heads = keys.size("num_attention_heads")?;
@@ -77,6 +78,7 @@ impl Llama {
             num_kv_heads,
             head_dim,
             mlp: keys.size("intermediate_size")?,
+            activation: keys.choice("hidden_act", Activation::Silu, ACTIVATIONS)?,
             norm_eps: keys.positive_or("rms_norm_eps", 1e-6)?,
             rope: Rope::read(keys, head_dim, max_positions)?,
             attention_bias: keys.flag_or("attention_bias", false)?,
@@ -96,9 +98,7 @@ impl Llama {
         set(map, "num_key_value_heads", self.num_kv_heads);
         set(map, "head_dim", self.head_dim);
         set(map, "intermediate_size", self.mlp);
-        if !map.contains_key("hidden_act") {
-            set(map, "hidden_act", "silu");
-        }
+        set_activation(map, "hidden_act", ACTIVATIONS, self.activation);
         set(map, "rms_norm_eps", self.norm_eps);
         self.rope.write(map, self.head_dim, self.max_positions);
         set(map, "attention_bias", self.attention_bias);

@@ -3,6 +3,7 @@
 
 mod bert;
 mod family;
+mod generation;
 mod gpt2;
 mod keys;
 mod labels;
@@ -15,6 +16,7 @@ mod vit;
 pub use bert::Bert;
 pub(crate) use family::CONFIG_FILE;
 pub use family::{Config, Family};
+pub(crate) use generation::ends;
 pub use gpt2::Gpt2;
 pub use labels::Labels;
 pub use llama::Llama;
@@ -36,12 +38,16 @@ pub enum Activation {
     Silu,
 }
 
-/// Names of `transformers` for the activations of plain feed-forward blocks; the first of each is what is written.
+/// Names of `transformers` for activations; the first of each is what is written.
 const ACTIVATIONS: &[(&str, Activation)] = &[
     ("gelu_new", Activation::GeluTanh),
     ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_fast", Activation::GeluTanh),
     ("gelu", Activation::GeluErf),
+    ("gelu_python", Activation::GeluErf),
     ("relu", Activation::Relu),
+    ("silu", Activation::Silu),
+    ("swish", Activation::Silu),
 ];
 
 /// Tokens with a role in generation.
@@ -56,6 +62,17 @@ pub struct TokenIds {
 }
 
 impl TokenIds {
+    /// Writes them all, also that there is none: some have defaults where the file says nothing.
+    fn write(&self, map: &mut serde_json::Map<String, serde_json::Value>) {
+        set(map, "bos_token_id", self.bos);
+        match self.eos.as_slice() {
+            [one] => set(map, "eos_token_id", *one),
+            [] => set(map, "eos_token_id", serde_json::Value::Null),
+            several => set(map, "eos_token_id", several),
+        }
+        set(map, "pad_token_id", self.pad);
+    }
+
     fn read(keys: &keys::Keys<'_>, vocab_size: usize) -> Result<TokenIds, crate::HubError> {
         Ok(TokenIds {
             bos: keys.token("bos_token_id", vocab_size)?,
@@ -79,11 +96,11 @@ fn set(map: &mut serde_json::Map<String, serde_json::Value>, key: &str, value: i
 }
 
 /// Sets an activation's key, unless it already has a name of the same one.
-fn set_activation(
+fn set_activation<A: PartialEq>(
     map: &mut serde_json::Map<String, serde_json::Value>,
     key: &str,
-    names: &[(&str, Activation)],
-    activation: Activation,
+    names: &[(&str, A)],
+    activation: A,
 ) {
     let old = map.get(key).and_then(|v| v.as_str());
     if names.iter().any(|(name, a)| *a == activation && old == Some(name)) {

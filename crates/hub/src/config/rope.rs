@@ -42,6 +42,18 @@ pub enum RopeScaling {
         /// Whether the borders are rounded to whole pairs.
         truncate: bool,
     },
+    /// A divisor for each frequency, one list up to the pretrained length and another beyond it (LongRoPE; Ding et al.,
+    /// 2024).
+    LongRope {
+        /// Divisors for sequences up to the pretrained length.
+        short: Vec<f64>,
+        /// Divisors for longer ones.
+        long: Vec<f64>,
+        /// Length of pretraining.
+        original_max_positions: usize,
+        /// Factor on cosine and sine.
+        attention_factor: f64,
+    },
     /// The scaling of Llama 3.1.
     Llama3 {
         /// The factor.
@@ -93,7 +105,12 @@ impl Rope {
             return Err(nested.refuse("partial_rotary_factor", "1.0"));
         }
         let theta = nested.positive_or("rope_theta", theta)?;
-        Ok(Rope { theta, scaling: RopeScaling::read(&nested, head_dim, max_positions)? })
+        // beside the object it comes first, for `transformers` too
+        let pretrained = match keys.optional_size("original_max_position_embeddings")? {
+            Some(length) => length,
+            None => nested.size_or("original_max_position_embeddings", max_positions)?,
+        };
+        Ok(Rope { theta, scaling: RopeScaling::read(&nested, head_dim, max_positions, pretrained)? })
     }
 
     /// Writes the form that the file has, the newer one if it has none. What already says the same is left as it is:
@@ -144,6 +161,11 @@ impl Rope {
                 let growth = factor * stretch - (factor - 1.0);
                 with_base(self.theta * growth.powf(dim / (dim - 2.0)))
             }
+            RopeScaling::LongRope { short, long, original_max_positions, attention_factor: on_values } => {
+                attention_factor = *on_values;
+                let divisors = if sequence_length > *original_max_positions { long } else { short };
+                plain.iter().zip(divisors).map(|(f, divisor)| f / divisor).collect()
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
                 let length = *original_max_positions as f64;
                 let stretched = |f: f64| {
@@ -190,8 +212,14 @@ impl Rope {
 }
 
 impl RopeScaling {
-    fn read(keys: &Keys<'_>, head_dim: usize, max_positions: usize) -> Result<RopeScaling, HubError> {
-        const KINDS: &str = "\"default\", \"linear\", \"dynamic\", \"yarn\", \"llama3\"";
+    /// `original_max_positions`: length of pretraining.
+    fn read(
+        keys: &Keys<'_>,
+        head_dim: usize,
+        max_positions: usize,
+        original_max_positions: usize,
+    ) -> Result<RopeScaling, HubError> {
+        const KINDS: &str = "\"default\", \"linear\", \"dynamic\", \"yarn\", \"longrope\", \"llama3\"";
         // `type` is the older name
         let key = if keys.get("rope_type").is_some() { "rope_type" } else { "type" };
         let needed =
@@ -200,7 +228,6 @@ impl RopeScaling {
             factor if factor >= 1.0 => Ok(factor),
             _ => Err(keys.refuse("factor", "a number of at least 1")),
         };
-        let original = || keys.size_or("original_max_position_embeddings", max_positions);
         match keys.optional_text(key)? {
             None | Some("default") => Ok(RopeScaling::None),
             Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
@@ -217,10 +244,13 @@ impl RopeScaling {
                     factor: factor()?,
                     low_freq_factor: low,
                     high_freq_factor: high,
-                    original_max_positions: original()?,
+                    original_max_positions,
                 })
             }
-            Some("yarn") => RopeScaling::read_yarn(keys, factor()?, original()?),
+            Some("yarn") => RopeScaling::read_yarn(keys, factor()?, original_max_positions),
+            Some("longrope") => {
+                RopeScaling::read_longrope(keys, head_dim, max_positions, original_max_positions)
+            }
             Some(_) => Err(keys.refuse(key, KINDS)),
         }
     }
@@ -248,12 +278,43 @@ impl RopeScaling {
         })
     }
 
+    fn read_longrope(
+        keys: &Keys<'_>,
+        head_dim: usize,
+        max_positions: usize,
+        original_max_positions: usize,
+    ) -> Result<RopeScaling, HubError> {
+        let num = head_dim / 2;
+        let divisors = |key: &str| {
+            let list = keys.get(key).and_then(Value::as_array).filter(|list| list.len() == num);
+            let numbers: Option<Vec<f64>> =
+                list.and_then(|list| list.iter().map(|v| v.as_f64().filter(|x| *x > 0.0)).collect());
+            numbers.ok_or_else(|| {
+                keys.refuse(key, format!("a list of {num} numbers above 0, half the width of a head"))
+            })
+        };
+        let length = original_max_positions as f64;
+        let factor = keys.optional_positive("factor")?.unwrap_or(max_positions as f64 / length);
+        let by_length = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / length.ln()).sqrt() };
+        let attention_factor = keys.optional_positive("attention_factor")?.unwrap_or(by_length);
+        if !attention_factor.is_finite() {
+            return Err(keys.refuse("original_max_position_embeddings", "2 or more"));
+        }
+        Ok(RopeScaling::LongRope {
+            short: divisors("short_factor")?,
+            long: divisors("long_factor")?,
+            original_max_positions,
+            attention_factor,
+        })
+    }
+
     fn name(&self) -> &'static str {
         match self {
             RopeScaling::None => "default",
             RopeScaling::Linear { .. } => "linear",
             RopeScaling::Dynamic { .. } => "dynamic",
             RopeScaling::Yarn { .. } => "yarn",
+            RopeScaling::LongRope { .. } => "longrope",
             RopeScaling::Llama3 { .. } => "llama3",
         }
     }
@@ -270,6 +331,12 @@ impl RopeScaling {
                 set(map, "low_freq_factor", *low_freq_factor);
                 set(map, "high_freq_factor", *high_freq_factor);
                 set(map, "original_max_position_embeddings", *original_max_positions);
+            }
+            RopeScaling::LongRope { short, long, original_max_positions, attention_factor } => {
+                set(map, "short_factor", short.clone());
+                set(map, "long_factor", long.clone());
+                set(map, "original_max_position_embeddings", *original_max_positions);
+                set(map, "attention_factor", *attention_factor);
             }
             RopeScaling::Yarn {
                 factor,

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::keys::Keys;
-use super::{Activation, TokenIds, set};
+use super::{Activation, TokenIds, set, set_activation};
 use crate::HubError;
 
 /// Form of the feed-forward blocks.
@@ -15,13 +15,20 @@ pub enum FeedForward {
     Gated(Activation),
 }
 
-/// Values of `feed_forward_proj`. `gated-gelu` has meant the tanh form since it was published.
+/// Values of `feed_forward_proj`; the first of each is what is written. `gated-gelu` has meant the tanh form since it was
+/// published.
 const FEED_FORWARDS: &[(&str, FeedForward)] = &[
     ("relu", FeedForward::Plain(Activation::Relu)),
     ("gelu_new", FeedForward::Plain(Activation::GeluTanh)),
+    ("gelu", FeedForward::Plain(Activation::GeluErf)),
+    ("silu", FeedForward::Plain(Activation::Silu)),
     ("gated-gelu", FeedForward::Gated(Activation::GeluTanh)),
+    ("gated-gelu_new", FeedForward::Gated(Activation::GeluTanh)),
+    ("gated-gelu_pytorch_tanh", FeedForward::Gated(Activation::GeluTanh)),
+    ("gated-gelu_python", FeedForward::Gated(Activation::GeluErf)),
     ("gated-relu", FeedForward::Gated(Activation::Relu)),
     ("gated-silu", FeedForward::Gated(Activation::Silu)),
+    ("gated-swish", FeedForward::Gated(Activation::Silu)),
 ];
 
 /// What a T5 checkpoint is. Norms are RMS norms before each block, projections have no biases, and scores are not
@@ -71,8 +78,8 @@ impl T5 {
         let tied = keys.flag_or("tie_word_embeddings", true)?;
         let num_buckets = keys.size_or("relative_attention_num_buckets", 32)?;
         // half of the encoder's buckets are for each direction, and half of those are exact
-        if !num_buckets.is_multiple_of(4) {
-            return Err(keys.refuse("relative_attention_num_buckets", "a multiple of 4"));
+        if num_buckets < 4 {
+            return Err(keys.refuse("relative_attention_num_buckets", "4 or more"));
         }
         let max_distance = keys.size_or("relative_attention_max_distance", 128)?;
         if max_distance <= num_buckets / 2 {
@@ -120,9 +127,7 @@ impl T5 {
         set(map, "num_heads", self.num_heads);
         set(map, "d_kv", self.head_dim);
         set(map, "d_ff", self.mlp);
-        if let Some((name, _)) = FEED_FORWARDS.iter().find(|(_, f)| *f == self.feed_forward) {
-            set(map, "feed_forward_proj", *name);
-        }
+        set_activation(map, "feed_forward_proj", FEED_FORWARDS, self.feed_forward);
         set(map, "relative_attention_num_buckets", self.num_buckets);
         set(map, "relative_attention_max_distance", self.max_distance);
         set(map, "layer_norm_epsilon", self.norm_eps);

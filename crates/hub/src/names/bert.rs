@@ -21,7 +21,7 @@
 //! | masked-lm | `head.transform.weight`, `.bias` | embed, transform | `cls.predictions.transform.dense.{weight,bias}` |
 //! | | `head.norm.{gain,bias}` | transform | `cls.predictions.transform.LayerNorm.{weight,bias}` |
 //! | | `head.weight` | vocab, transform | `cls.predictions.decoder.weight`, if not tied |
-//! | | `head.bias` | vocab | `cls.predictions.bias` |
+//! | | `head.bias` | vocab | `cls.predictions.bias`, if not tied `cls.predictions.decoder.bias` |
 //! | classify | `head.pooler.weight`, `.bias` | embed, pooled | `bert.pooler.dense.{weight,bias}` |
 //! | | `head.classifier.weight`, `.bias` | pooled, labels | `classifier.{weight,bias}` |
 //! | tag | `head.classifier.weight`, `.bias` | embed, labels | `classifier.{weight,bias}` |
@@ -112,10 +112,14 @@ fn masked_lm(c: &Bert, rows: &mut Rows) {
     head(rows, "head.transform", "cls.predictions.transform.dense", embed, embed);
     rows.add_head("head.norm.gain", Piece::of("cls.predictions.transform.LayerNorm.weight", &[embed]));
     rows.add_head("head.norm.bias", Piece::of("cls.predictions.transform.LayerNorm.bias", &[embed]));
-    if !c.tied {
+    let bias = |name: &str| Piece::of(name, &[c.vocab_size]);
+    if c.tied {
+        rows.add_head("head.bias", bias("cls.predictions.bias"));
+    } else {
+        // the bias of the decoder is the one that is added, and untied it is a tensor of its own
         rows.add_head("head.weight", Piece::of("cls.predictions.decoder.weight", &[c.vocab_size, embed]));
+        rows.add_head("head.bias", bias("cls.predictions.decoder.bias"));
     }
-    rows.add_head("head.bias", Piece::of("cls.predictions.bias", &[c.vocab_size]));
 }
 
 fn head(rows: &mut Rows, name: &str, tensor: &str, input: usize, output: usize) {

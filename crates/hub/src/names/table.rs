@@ -3,6 +3,13 @@
 use super::{Piece, bert, gpt2, llama, t5, vit};
 use crate::{Config, Family, HubError, Task};
 
+/// Endings of names, and what older files call the same tensor. (The two biases were one until heads could be untied.)
+const OLDER_NAMES: [(&str, &str); 3] = [
+    ("LayerNorm.weight", "LayerNorm.gamma"),
+    ("LayerNorm.bias", "LayerNorm.beta"),
+    ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+];
+
 /// One of our parameters and where it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
@@ -73,8 +80,7 @@ impl Table {
                 names.push(format!("{}{tensor}", self.prefix));
             }
         }
-        // the oldest files call a norm's gain and bias so
-        for (now, then) in [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")] {
+        for (now, then) in OLDER_NAMES {
             let older: Vec<String> = names
                 .iter()
                 .filter_map(|n| n.strip_suffix(now).map(|stem| format!("{stem}{then}")))

@@ -41,13 +41,16 @@ fn unsupported_values_name_their_key() {
         ("gpt2", "quantization_config", json!({"bits": 4}), "not quantized"),
         ("gpt2", "tie_word_embeddings", json!("yes"), "true, false"),
         ("gpt2", "eos_token_id", json!("end"), "token id"),
-        ("llama", "hidden_act", json!("gelu"), "\"silu\""),
+        ("llama", "hidden_act", json!("mish"), "\"silu\""),
         ("llama", "num_key_value_heads", json!(3), "a divisor of num_attention_heads = 4"),
         ("llama", "head_dim", json!(5), "even"),
         ("llama", "num_attention_heads", json!(16_000_000), "product"),
         ("llama", "rms_norm_eps", json!(0.0), "above 0"),
         ("llama", "rope_parameters", json!("ntk"), "an object"),
-        ("llama", "rope_parameters.rope_type", json!("longrope"), "\"yarn\""),
+        ("llama", "rope_parameters.rope_type", json!("proportional"), "\"yarn\""),
+        ("llama-relu", "rope_parameters.short_factor", json!([1.0, 2.0, 3.0]), "2 numbers above 0"),
+        ("llama-relu", "rope_parameters.long_factor", json!([1.0, 0.0]), "2 numbers above 0"),
+        ("llama-relu", "rope_parameters.original_max_position_embeddings", json!(1), "2 or more"),
         ("llama", "rope_parameters.partial_rotary_factor", json!(0.5), "1.0"),
         ("llama", "partial_rotary_factor", json!(0.5), "1.0"),
         ("llama-linear", "rope_parameters.factor", json!(0.5), "at least 1"),
@@ -57,9 +60,9 @@ fn unsupported_values_name_their_key() {
         ("bert-tag", "is_decoder", json!(true), "false"),
         ("bert-tag", "id2label", json!({"0": "a", "2": "b"}), "without gaps"),
         ("bert-tag", "id2label", json!({}), "without gaps"),
-        ("t5-plain", "feed_forward_proj", json!("gated-swish"), "\"gated-gelu\""),
+        ("t5-plain", "feed_forward_proj", json!("gated-mish"), "\"gated-gelu\""),
         ("t5-plain", "is_encoder_decoder", json!(false), "true"),
-        ("t5-plain", "relative_attention_num_buckets", json!(6), "multiple of 4"),
+        ("t5-plain", "relative_attention_num_buckets", json!(3), "4 or more"),
         ("t5-plain", "relative_attention_max_distance", json!(4), "more than half the buckets"),
         ("vit", "patch_size", json!(3), "divisors of image_size = [8, 8]"),
         ("vit", "image_size", json!([8, 8, 8]), "[height, width]"),
@@ -104,6 +107,10 @@ fn missing_keys_and_files() {
 fn tasks_that_a_family_does_not_do() {
     let error = Directory::open(&fixture("gpt2"), Some(Task::Tag)).unwrap_err().to_string();
     assert!(error.contains("\"gpt2\" does not do task = \"tag\"; it does causal-lm"), "{error}");
+    // tags are one label out of several whatever it says, and one label is no regression of them
+    let dir = copy("bert-tag");
+    set_key(dir.path(), "id2label", json!({"0": "O"}));
+    assert_eq!(Directory::open(dir.path(), None).unwrap().config().labels().unwrap().names, ["O"]);
     let dir = copy("bert-classify");
     set_key(dir.path(), "problem_type", "multi_label_classification");
     let error = Directory::open(dir.path(), None).unwrap_err().to_string();

@@ -7,11 +7,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Every checkpoint of `fixtures/make.py`.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 20] = [
     "bert-classify",
     "bert-embed",
     "bert-masked-lm",
     "bert-tag",
+    "bert-untied",
     "gpt2",
     "gpt2-inverse",
     "gpt2-unscaled",
@@ -20,8 +21,10 @@ pub const ALL: [&str; 17] = [
     "llama-dynamic",
     "llama-left",
     "llama-linear",
+    "llama-relu",
     "llama-untied",
     "llama-yarn",
+    "t5-buckets",
     "t5-gated",
     "t5-plain",
     "vit",

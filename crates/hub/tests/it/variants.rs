@@ -61,6 +61,77 @@ fn a_head_that_differs_is_not_tied() {
     assert_eq!(value["tie_word_embeddings"], false);
 }
 
+/// Files of the time when the two biases of BERT's head were always one.
+#[test]
+fn an_untied_head_takes_the_only_bias_there_is() {
+    let dir = copy("bert-untied");
+    let [own, only] = ["cls.predictions.decoder.bias", "cls.predictions.bias"];
+    let directory = Directory::open(dir.path(), None).unwrap();
+    let bound = directory.bind().unwrap();
+    assert_eq!(bound.source("head.bias").unwrap().unwrap().name, own);
+    assert_eq!(bound.report().extra, [only]);
+    rename(dir.path(), |name| if name == own { vec![] } else { vec![name.to_owned()] });
+    let directory = Directory::open(dir.path(), None).unwrap();
+    let bound = directory.bind().unwrap();
+    assert_eq!(bound.source("head.bias").unwrap().unwrap().name, only);
+    assert!(bound.report().extra.is_empty());
+}
+
+/// BERT has a padding token unless its file says that it has none; what comes from no file says all it knows.
+#[test]
+fn padding_that_no_file_names() {
+    let dir = copy("bert-tag");
+    let pad = || match Directory::open(dir.path(), None).unwrap().config().family.clone() {
+        Family::Bert(bert) => bert.tokens.pad,
+        other => panic!("a BERT, not {other:?}"),
+    };
+    set_key(dir.path(), "pad_token_id", serde_json::Value::Null);
+    assert_eq!(pad(), None);
+    edit(dir.path(), "config.json", |config| drop(config.as_object_mut().unwrap().remove("pad_token_id")));
+    assert_eq!(pad(), Some(0));
+    let Family::Bert(mut bert) = Directory::open(dir.path(), None).unwrap().config().family.clone() else {
+        panic!("a BERT")
+    };
+    for pad in [None, Some(5)] {
+        bert.tokens = hub::TokenIds { bos: None, eos: vec![2, 3], pad };
+        let described = Config::new(Family::Bert(bert.clone())).to_json(Task::Tag, hub::StoredType::F32);
+        let read = Config::parse(described.as_bytes(), "config.json".as_ref()).unwrap();
+        assert_eq!(read.family, Family::Bert(bert.clone()));
+    }
+}
+
+/// The length of pretraining may stand beside the scaling, where it counts more than within.
+#[test]
+fn the_length_of_pretraining_beside_the_scaling() {
+    let dir = copy("llama-yarn");
+    set_key(dir.path(), "original_max_position_embeddings", 32);
+    let Family::Llama(llama) = Directory::open(dir.path(), None).unwrap().config().family.clone() else {
+        panic!("a LLaMA")
+    };
+    let hub::RopeScaling::Yarn { original_max_positions, .. } = llama.rope.scaling else { panic!("YaRN") };
+    assert_eq!(original_max_positions, 32);
+}
+
+#[test]
+fn what_ends_a_text_is_said_by_the_file_on_generation_first() {
+    let dir = copy("gpt2");
+    let ends = || Directory::open(dir.path(), None).unwrap().ends().map_err(|e| e.to_string());
+    assert_eq!(ends(), Ok(vec![1]));
+    let write = |text: &str| std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
+    for (text, expected) in [
+        (r#"{"eos_token_id": [7, 3]}"#, vec![7, 3]),
+        (r#"{"eos_token_id": null}"#, vec![]),
+        (r#"{"do_sample": true}"#, vec![1]),
+    ] {
+        write(text);
+        assert_eq!(ends(), Ok(expected), "{text}");
+    }
+    write(r#"{"eos_token_id": "end"}"#);
+    assert!(ends().unwrap_err().contains("generation_config.json: `eos_token_id`"));
+    write("{");
+    assert!(ends().unwrap_err().contains("generation_config.json"));
+}
+
 #[test]
 fn a_missing_head_is_named_with_its_remedy() {
     let dir = copy("llama");

@@ -142,8 +142,14 @@ fn encoders() {
         Activation::GeluErf,
         Activation::GeluTanh,
     ]) {
-        let bert =
-            Bert { encoder: encoder(activation), vocab_size: 9, max_positions: SEQ, num_segments: 2, head };
+        let bert = Bert {
+            encoder: encoder(activation),
+            vocab_size: 9,
+            max_positions: SEQ,
+            num_segments: 2,
+            padding: None,
+            head,
+        };
         for key_index in [true, false] {
             check("bert", &bert, key_index).unwrap_or_else(|e| panic!("{head:?}: {e}"));
         }
@@ -157,7 +163,7 @@ fn encoder_decoders() {
     for (tied, feed_forward) in [
         (true, FeedForward::Plain(Activation::GeluTanh)),
         (false, FeedForward::Gated(Activation::GeluErf)),
-        (true, FeedForward::SwiGlu),
+        (true, FeedForward::Gated(Activation::Silu)),
     ] {
         let t5 = T5 {
             num_layers: 2,

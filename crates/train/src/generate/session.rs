@@ -58,7 +58,7 @@ impl Extents {
 
     /// Graphs and plans of the steps: prefill and decode, or the one over whole texts.
     pub fn steps(&self, source: &Source) -> Result<Steps, TrainError> {
-        let model = source.model();
+        let model = source.model(self.length)?;
         let config = &source.config;
         if self.cached {
             let prefill = assemble::generation(config, |p| models::prefill_step(&*model, &self.decoding, p))?;

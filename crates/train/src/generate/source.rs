@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use data::{Framing, Tokenizer};
-use hub::{Directory, Family, TokenIds};
+use hub::{Directory, Family};
 use models::{Decoder, Dropout, Generator};
 use runtime::Executor;
 
@@ -85,16 +85,15 @@ impl Source {
         let decoder = |window: usize| -> Result<Shape, TrainError> {
             Ok(Shape::Decoder { model: pretrained::decoder(directory.config(), window)?, window })
         };
-        let (shape, num_layers, vocab_size, tokens): (Shape, usize, usize, &TokenIds) =
-            match &directory.config().family {
-                Family::Gpt2(c) => (decoder(c.max_positions)?, c.num_layers, c.vocab_size, &c.tokens),
-                Family::Llama(c) => (decoder(c.max_positions)?, c.num_layers, c.vocab_size, &c.tokens),
-                Family::T5(c) => {
-                    let shape = Shape::EncoderDecoder { model: c.clone(), start: c.decoder_start };
-                    (shape, c.num_layers + c.num_decoder_layers, c.vocab_size, &c.tokens)
-                }
-                other => return Err(writes_nothing(directory.config().path(), other)),
-            };
+        let (shape, num_layers, vocab_size) = match &directory.config().family {
+            Family::Gpt2(c) => (decoder(c.max_positions)?, c.num_layers, c.vocab_size),
+            Family::Llama(c) => (decoder(c.max_positions)?, c.num_layers, c.vocab_size),
+            Family::T5(c) => {
+                let shape = Shape::EncoderDecoder { model: c.clone(), start: c.decoder_start };
+                (shape, c.num_layers + c.num_decoder_layers, c.vocab_size)
+            }
+            other => return Err(writes_nothing(directory.config().path(), other)),
+        };
         config.model.num_layers = num_layers;
         let config = configured(config, options)?;
         let tokenizer = directory.tokenizer().map(|path| Tokenizer::load(&path)).transpose()?;
@@ -102,9 +101,12 @@ impl Source {
             let cached = tokenizer.vocab_size();
             return Err(data::DataError::VocabMismatch { cached, vocab_size }.into());
         }
-        let end = || tokenizer.as_ref().and_then(Tokenizer::end_id).into_iter().collect();
+        let mut ends = directory.ends()?;
+        if ends.is_empty() {
+            ends.extend(tokenizer.as_ref().and_then(Tokenizer::end_id));
+        }
         Ok(Source {
-            ends: if tokens.eos.is_empty() { end() } else { tokens.eos.clone() },
+            ends,
             shape,
             config,
             vocab_size,
@@ -123,12 +125,20 @@ impl Source {
         Ok(executor)
     }
 
-    /// The model as graph text.
-    pub fn model(&self) -> Box<dyn Generator> {
-        match &self.shape {
-            Shape::Decoder { model, .. } => Box::new(Decoder { dropout: Dropout::NONE, ..model.clone() }),
-            Shape::EncoderDecoder { model, .. } => Box::new(pretrained::t5(model)),
-        }
+    /// The model as graph text, for texts of `length` tokens: how far rotary frequencies stretch may depend on it.
+    ///
+    /// # Errors
+    /// Those of [`pretrained::decoder`].
+    pub fn model(&self, length: usize) -> Result<Box<dyn Generator>, TrainError> {
+        Ok(match (&self.shape, &self.weights) {
+            (Shape::EncoderDecoder { model, .. }, _) => Box::new(pretrained::t5(model)),
+            (Shape::Decoder { .. }, Weights::Directory(directory)) => {
+                Box::new(pretrained::decoder(directory.config(), length)?)
+            }
+            (Shape::Decoder { model, .. }, Weights::Run(_)) => {
+                Box::new(Decoder { dropout: Dropout::NONE, ..model.clone() })
+            }
+        })
     }
 
     /// Size of the vocabulary.

@@ -28,6 +28,7 @@ fn causal(directory: &Directory, batch: &Given) -> Result<Feed, TrainError> {
     batch.only(&["input_ids", "attention_mask", "position_ids", "labels"], "a causal language model")?;
     let ids = batch.ids("input_ids")?;
     let [rows, seq] = [ids.shape[0], ids.shape[1]];
+    refuse_packed(batch, &ids.shape)?;
     let mut inputs = Inputs::new();
     let decoder = match &directory.config().family {
         Family::Gpt2(c) => {
@@ -219,6 +220,25 @@ fn insert_positions(
     let last = positions.iter().copied().max().unwrap_or(0);
     inputs.insert("positions", Input::Ints(positions, 0));
     Ok(last)
+}
+
+/// Positions that do not count up mean several sequences in one row to `transformers`, which then see nothing of each
+/// other; unless there is a mask, which says what is seen.
+fn refuse_packed(batch: &Given, shape: &[usize]) -> Result<(), TrainError> {
+    let positions = match batch.optional("position_ids", shape)? {
+        Some(positions) if !batch.has("attention_mask") => positions,
+        _ => return Ok(()),
+    };
+    match positions.values.chunks_exact(shape[1]).position(|row| row.windows(2).any(|p| p[1] != p[0] + 1)) {
+        Some(row) => {
+            let problem = format!(
+                "of row {row} do not count up by 1: without an `attention_mask` that means several sequences packed \
+                 in one row, which is not supported; give each a row, or add an `attention_mask` if it is one sequence"
+            );
+            Err(batch.refuse("position_ids", &problem))
+        }
+        None => Ok(()),
+    }
 }
 
 fn mask(batch: &Given, shape: &[usize]) -> Result<Option<Vec<i32>>, TrainError> {

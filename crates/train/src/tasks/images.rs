@@ -24,11 +24,12 @@ fn refuse(path: &Path, problem: String) -> DataError {
     DataError::Malformed { path: path.to_path_buf(), place: String::new(), problem }
 }
 
-/// Directories and files of a directory, sorted by name.
+/// Directories and files of a directory, sorted by name. Hidden ones are passed over: file managers leave them behind.
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     let failed = |source| DataError::Read { path: dir.to_path_buf(), source };
     let listed = std::fs::read_dir(dir).map_err(failed)?;
     let mut paths = listed.map(|e| e.map(|e| e.path())).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    paths.retain(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")));
     paths.sort();
     Ok(paths)
 }

@@ -36,12 +36,13 @@ impl Known {
             names.sort_by(|a, b| (a != "O", a).cmp(&(b != "O", b)));
         }
         match names.len() {
-            0 | 1 => Err(TrainError::Missing {
+            0 => Err(TrainError::Missing {
+                key: "an example to train on",
+                remedy: "the files of the task in [data] have no rows; name others or fill them".to_owned(),
+            }),
+            1 => Err(TrainError::Missing {
                 key: "a second label",
-                remedy: format!(
-                    "all examples have the label {}; classes are two or more",
-                    names.first().map_or("(none)", String::as_str)
-                ),
+                remedy: format!("all examples have the label {}; classes are two or more", names[0]),
             }),
             _ => Ok(Known { names, counting: Counting::Names, are_new: true }),
         }
@@ -90,7 +91,10 @@ mod tests {
     fn labels_of_data_are_in_order() {
         assert_eq!(Known::of_data(&set(&["10", "9", "-1"])).unwrap().names, ["-1", "9", "10"]);
         assert_eq!(Known::of_data(&set(&["B-A", "O", "I-A"])).unwrap().names, ["O", "B-A", "I-A"]);
-        assert!(Known::of_data(&set(&["x"])).is_err());
+        assert!(
+            Known::of_data(&set(&["x"])).unwrap_err().to_string().contains("all examples have the label x")
+        );
+        assert!(Known::of_data(&set(&[])).unwrap_err().to_string().contains("have no rows"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use plan::Chooser;
 use train::config::Precision;
 use train::gradients::{Computed, GradientsOptions, compute};
 
-pub const DECODERS: [&str; 9] = [
+pub const DECODERS: [&str; 10] = [
     "gpt2",
     "gpt2-inverse",
     "gpt2-unscaled",
@@ -18,6 +18,7 @@ pub const DECODERS: [&str; 9] = [
     "llama-dynamic",
     "llama-left",
     "llama-linear",
+    "llama-relu",
     "llama-untied",
 ];
 
@@ -38,7 +39,16 @@ const LAYOUTS: [&str; 12] = [
 ];
 
 /// Checkpoints of the other families, which have a loss.
-const OTHERS: [&str; 6] = ["bert-classify", "bert-masked-lm", "bert-tag", "t5-gated", "t5-plain", "vit"];
+const OTHERS: [&str; 8] = [
+    "bert-classify",
+    "bert-masked-lm",
+    "bert-tag",
+    "bert-untied",
+    "t5-buckets",
+    "t5-gated",
+    "t5-plain",
+    "vit",
+];
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../hub/fixtures").join(name)
@@ -102,7 +112,7 @@ fn decoders_agree_with_transformers() {
 
 #[test]
 fn decoders_agree_in_every_layout() {
-    for name in ["gpt2", "gpt2-inverse", "llama", "llama-left", "llama-untied"] {
+    for name in ["gpt2", "gpt2-inverse", "llama", "llama-left", "llama-relu", "llama-untied"] {
         for layout in LAYOUTS {
             check(name, Some(layout), Precision::F64, 1e-12, &Chooser::Policy);
         }
@@ -151,7 +161,8 @@ fn sentence_embeddings_agree_with_transformers() {
 #[test]
 fn mixed_precision_stays_near() {
     for name in ["gpt2", "llama-left", "bert-classify", "t5-plain", "vit"] {
-        for layout in [None, Some("dp=2,tp=2,pp=2")] {
+        // of one row, a bias is as long as what it is added to
+        for layout in [None, Some("dp=2,tp=2,pp=2"), Some("dp=4")] {
             let (ours, theirs) = (run(name, layout, Precision::Bf16, &Chooser::Policy), expected(name));
             let [loss, expected] = [&ours, &theirs].map(|t| t["loss"][0]);
             assert!((loss - expected).abs() < 1e-2 * expected, "{name} on {layout:?}: {loss} and {expected}");
@@ -258,6 +269,30 @@ fn other_families_refuse_by_the_tensor_too() {
         let message = with(name, tensor, change).unwrap_err();
         assert!(message.contains(part), "{name}, {tensor}: {message}");
     }
+}
+
+/// To `transformers` positions that begin anew are another sequence in the same row, unless a mask says what is seen.
+#[test]
+fn packed_sequences_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let batch = dir.path().join("batch.safetensors");
+    let ints = |name: &str, values: [i64; 4]| NewTensor {
+        name: name.to_owned(),
+        shape: vec![1, 4],
+        dtype: StoredType::I64,
+        bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into(),
+    };
+    let options = GradientsOptions { mesh: None, task: None };
+    let run = |tensors: &[NewTensor<'static>]| {
+        write_tensors(&batch, tensors).unwrap();
+        let computed = compute(&fixture("gpt2"), &batch, Precision::F64, &options, &Chooser::Policy);
+        computed.map(|_| ()).map_err(|e| e.to_string())
+    };
+    let (ids, packed) = (ints("input_ids", [5, 6, 7, 8]), ints("position_ids", [0, 1, 0, 1]));
+    let message = run(&[ids.clone(), packed.clone()]).unwrap_err();
+    assert!(message.contains("`position_ids` of row 0") && message.contains("packed"), "{message}");
+    run(&[ids.clone(), packed, ints("attention_mask", [1, 1, 1, 1])]).unwrap();
+    run(&[ids, ints("position_ids", [3, 4, 5, 6])]).unwrap();
 }
 
 /// Rotary positions may lie anywhere: only their distances matter.
