@@ -267,7 +267,7 @@ fn data_that_do_not_fit_are_named() {
     let message = refused("e", 5, "x.idx", "PK");
     assert!(message.contains("x.idx: ends within its header"), "{message}");
     let message = refused("f", 1, "a.jsonl", "");
-    assert!(message.contains("label"), "{message}");
+    assert!(message.contains("[data] have no rows"), "{message}");
     let message = refused("h", 9, "b.tsv", "a\tb\tscore\nx\ty\t5\n");
     assert!(message.contains("b.tsv:2: the score \"5\" is no number from -1 to 1"), "{message}");
     let message = refused("g", 0, "a.txt", " \n");
