@@ -46,7 +46,8 @@ pub(crate) fn choose_threads(bytes: usize) {
 ///
 /// It is pure: the same text gives the same tokens always (BPE dropout, truncation and padding in a loaded file are
 /// turned off). Text is only text: a special token's name inside a text is encoded letter by letter, so no text can
-/// smuggle in an end of document. Special tokens are added by whoever frames documents.
+/// smuggle in an end of document, unless [asked](Self::reading_special_names). Special tokens are added by whoever frames
+/// documents.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: HfTokenizer,
@@ -161,6 +162,14 @@ impl Tokenizer {
     pub fn parse(json: String, origin: &Path) -> Result<Self, DataError> {
         Self::from_json(json)
             .map_err(|reason| DataError::TokenizerMalformed { path: origin.to_path_buf(), reason })
+    }
+
+    /// The same, but a special token's name inside a text is that token, as `transformers` reads it: for prompts, whose
+    /// writer decides where a turn or a document ends.
+    #[must_use]
+    pub fn reading_special_names(mut self) -> Self {
+        self.inner.set_encode_special_tokens(false);
+        self
     }
 
     /// The text of `tokenizer.json`, as [`save`](Self::save) writes it.

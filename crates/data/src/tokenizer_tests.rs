@@ -86,6 +86,9 @@ fn special_names_in_text_are_text() {
     assert!(tokens.iter().all(|&token| token > 1), "{tokens:?}");
     assert_eq!(tokenizer.decode(&tokens).unwrap(), "a <|endoftext|> b <|pad|>");
     assert_eq!(tokenizer.decode(&[0, tokens[0], 1]).unwrap(), "a");
+    let asked = tokenizer.clone().reading_special_names();
+    let [a, b] = ["a ", " b "].map(|text| tokenizer.encode(text).unwrap());
+    assert_eq!(asked.encode_framed("a <|endoftext|> b <|pad|>").unwrap(), [&a[..], &[0], &b, &[1]].concat());
 }
 
 #[test]

@@ -97,6 +97,7 @@ impl Source {
         config.model.num_layers = num_layers;
         let config = configured(config, options)?;
         let tokenizer = directory.tokenizer().map(|path| Tokenizer::load(&path)).transpose()?;
+        let tokenizer = tokenizer.map(Tokenizer::reading_special_names);
         if let Some(tokenizer) = tokenizer.as_ref().filter(|t| t.vocab_size() > vocab_size) {
             let cached = tokenizer.vocab_size();
             return Err(data::DataError::VocabMismatch { cached, vocab_size }.into());
