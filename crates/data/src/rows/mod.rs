@@ -176,12 +176,22 @@ pub(crate) fn malformed_at(path: &Path, place: &str, problem: &str) -> DataError
 /// The places of wanted columns among those that a file has.
 fn find(path: &Path, wanted: &[Wanted<'_>], known: &[String]) -> Result<Vec<usize>, DataError> {
     let place = |column: &Wanted<'_>| {
-        known.iter().position(|name| name == column.name).ok_or_else(|| DataError::MissingColumn {
+        let mut places = (0..known.len()).filter(|&place| known[place] == column.name);
+        let found = places.next().ok_or_else(|| DataError::MissingColumn {
             path: path.to_path_buf(),
             column: column.name.to_owned(),
             key: column.key,
             known: known.iter().take(20).cloned().collect::<Vec<_>>().join(", "),
-        })
+        })?;
+        match places.next() {
+            None => Ok(found),
+            Some(again) => {
+                let [first, second] = [found + 1, again + 1];
+                let problem =
+                    format!("columns {first} and {second} are both `{}`; rename one of them", column.name);
+                Err(malformed_at(path, "", &problem))
+            }
+        }
     };
     wanted.iter().map(place).collect()
 }

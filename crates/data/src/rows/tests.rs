@@ -89,6 +89,10 @@ fn what_is_wrong_is_named_with_its_place() {
         of("a.csv", b"body,label\na,b\n")
             .contains("no column `text`; it has body, label: name the right one in `[data] text_column`")
     );
+    assert!(
+        of("a.csv", b"label,text,label\na,b,c\n")
+            .starts_with("a.csv: columns 1 and 3 are both `label`; rename one")
+    );
     assert!(of("a.jsonl", b"{\"text\": \"a\", \"label\": 0}\n{\"text\": ").starts_with("a.jsonl:2: column "));
     assert!(of("a.csv", b"").starts_with("a.csv: is empty"));
     let lacking = of("a.jsonl", b"{\"text\": \"a\"}\n");

@@ -51,6 +51,9 @@ fn pairs<'a>(
     images: &'a [PathBuf],
     labels: &'a [PathBuf],
 ) -> Result<impl Iterator<Item = (&'a PathBuf, &'a PathBuf)>, DataError> {
+    if let Some(missing) = images.iter().chain(labels).find(|path| !path.exists()) {
+        return Err(DataError::MissingFile { path: missing.clone() });
+    }
     match images.iter().zip(labels).count() == images.len() && labels.len() == images.len() {
         true => Ok(images.iter().zip(labels)),
         false => Err(refuse(

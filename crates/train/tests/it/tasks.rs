@@ -266,6 +266,9 @@ fn data_that_do_not_fit_are_named() {
     assert!(message.contains("a.tsv:3: 1 fields where the first line has 2"), "{message}");
     let message = refused("e", 5, "x.idx", "PK");
     assert!(message.contains("x.idx: ends within its header"), "{message}");
+    let gone = CASES[5].text.replace("x.idx", "gone");
+    let error = run(&config(dir.path(), &gone, "dp=1").unwrap(), dir.path().join("i"), None).unwrap_err();
+    assert!(error.to_string().contains("gone: no such file"), "{error}");
     let message = refused("f", 1, "a.jsonl", "");
     assert!(message.contains("[data] have no rows"), "{message}");
     let message = refused("h", 9, "b.tsv", "a\tb\tscore\nx\ty\t5\n");
