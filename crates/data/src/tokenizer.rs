@@ -31,6 +31,8 @@ const UNKNOWN_NAMES: [&str; 3] = [UNKNOWN, "[UNK]", "<unk>"];
 
 /// Text is encoded in chunks of at least this size where that changes nothing.
 const CHUNK_BYTES: usize = 1 << 14;
+/// Longer runs without white space are cut where a tokenizer is trained: time grows with the square of a word's length.
+const LONGEST_RUN_BYTES: usize = 1 << 12;
 /// Chunks that are encoded together, on all cores.
 const CHUNKS_AT_ONCE: usize = 16;
 /// Text up to this size is handled by one thread: more would save no time that anyone notices, and each keeps
@@ -134,7 +136,8 @@ impl Tokenizer {
     ) -> Result<Self, DataError> {
         let failed = |error: tokenizers::Error| DataError::TokenizerTraining { reason: error.to_string() };
         let mut inner = kind.untrained().map_err(failed)?;
-        inner.train(&mut kind.trainer(vocab_size, more_special)?, chunks).map_err(failed)?;
+        let pieces = chunks.flat_map(|chunk| without_long_runs(chunk.as_ref(), LONGEST_RUN_BYTES));
+        inner.train(&mut kind.trainer(vocab_size, more_special)?, pieces).map_err(failed)?;
         let json = inner.to_string(true).map_err(failed)?;
         Self::from_json(json).map_err(|reason| DataError::TokenizerTraining { reason })
     }
@@ -372,6 +375,22 @@ fn chunks(text: &str, least_bytes: usize) -> Vec<&str> {
         chunks.push(&text[start..]);
     }
     chunks
+}
+
+/// A text in pieces, so that no run without white space is longer than `most` bytes (or one character).
+fn without_long_runs(text: &str, most: usize) -> Vec<String> {
+    let (mut pieces, mut piece_start, mut run_start) = (Vec::new(), 0, 0);
+    for (at, character) in text.char_indices() {
+        let end = at + character.len_utf8();
+        if character.is_whitespace() {
+            run_start = end;
+        } else if end - run_start > most && at > run_start {
+            pieces.push(text[piece_start..at].to_owned());
+            (piece_start, run_start) = (at, at);
+        }
+    }
+    pieces.push(text[piece_start..].to_owned());
+    pieces
 }
 
 #[cfg(test)]

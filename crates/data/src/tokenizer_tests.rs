@@ -106,6 +106,18 @@ fn held_out_text_does_not_shape_the_vocabulary() {
 }
 
 #[test]
+fn runs_without_white_space_are_cut_for_training() {
+    let pieces = |text: &str| without_long_runs(text, 4);
+    assert_eq!(pieces("abcd ef\nghij klmnopqrs t"), ["abcd ef\nghij klmn", "opqr", "s t"]);
+    assert_eq!(pieces("ééé\u{1f600}\u{1f600}"), ["éé", "é", "\u{1f600}", "\u{1f600}"]);
+    assert_eq!((pieces(""), pieces("ab cd")), (vec![String::new()], vec!["ab cd".to_owned()]));
+    // In one piece this takes the library many minutes.
+    let directory = tempfile::tempdir().unwrap();
+    let tokenizer = Tokenizer::train(&[file(&directory, "run", "a".repeat(2 << 20))], 300).unwrap();
+    assert!(tokenizer.encode(&"a".repeat(4096)).unwrap().len() <= 4);
+}
+
+#[test]
 fn long_texts_are_encoded_as_if_whole() {
     let tokenizer = trained(350);
     let text = prose(30_000);
