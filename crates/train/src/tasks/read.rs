@@ -245,6 +245,8 @@ fn found_labels(config: &Config) -> Result<BTreeSet<String>, TrainError> {
                 Some(Field::Text(text)) if config.task == Task::Tag => {
                     found.extend(text.split_whitespace().map(str::to_owned));
                 }
+                // Refused with its line when the row is read.
+                Some(Field::Text(label)) if label.trim().is_empty() => {}
                 Some(Field::Text(label)) => _ = found.insert(label),
                 None => {}
             }
@@ -438,6 +440,10 @@ impl Reader<'_> {
     }
 
     fn label(&self, rows: &Rows, line: u64, label: &str) -> Result<i32, DataError> {
+        if label.trim().is_empty() {
+            let problem = "the label is empty; give the row one, or remove it".to_owned();
+            return Err(rows.refuse(line, problem));
+        }
         let known = self.known.expect("this task has labels");
         known.number(label).ok_or_else(|| {
             let shown: Vec<&str> = known.names.iter().take(20).map(String::as_str).collect();

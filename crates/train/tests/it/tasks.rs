@@ -258,6 +258,9 @@ fn data_that_do_not_fit_are_named() {
     };
     let message = refused("a", 1, "a.jsonl", "{\"text\": \"x\", \"label\": \"yes\"}\n{\"text\": \"x\"}\n");
     assert!(message.contains("a.jsonl:2: no column `label`"), "{message}");
+    let empty = "{\"text\": \"x\", \"label\": \"yes\"}\n{\"text\": \"y\", \"label\": \"no\"}\n{\"text\": \"z\", \"label\": \" \"}\n";
+    let message = refused("j", 1, "a.jsonl", empty);
+    assert!(message.contains("a.jsonl:3: the label is empty"), "{message}");
     let message = refused("b", 1, "a.jsonl", "{\"text\": \"x\", \"label\": \"yes\"}\n");
     assert!(message.contains("all examples have the label yes"), "{message}");
     let message = refused("c", 2, "a.iob", "John B-PER\nlives\n");
