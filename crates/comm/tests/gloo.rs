@@ -49,14 +49,15 @@ fn run_on<R: Send>(
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let (store, body) = (&store, &body);
     std::thread::scope(|scope| {
-        let rank = |rank: usize| {
-            scope.spawn(move || {
-                let job = Job { host: hosts[rank].clone(), ..job(store, n, 1, rank) };
-                let world = job.join(rank, Duration::from_secs_f64(deadline)).unwrap();
-                body(world, Arena::reserve(64 << 20).unwrap())
-            })
+        let join = |rank: usize| {
+            let job = Job { host: hosts[rank].clone(), ..job(store, n, 1, rank) };
+            scope.spawn(move || job.join(rank, Duration::from_secs_f64(deadline)).unwrap())
         };
-        let threads: Vec<_> = (0..n).map(rank).collect();
+        let joining: Vec<_> = (0..n).map(join).collect();
+        // All have joined before one of them fails on purpose: that would be an error of joining.
+        let worlds: Vec<_> = joining.into_iter().map(|t| t.join().expect("all join")).collect();
+        let run = |world| scope.spawn(move || body(world, Arena::reserve(64 << 20).unwrap()));
+        let threads: Vec<_> = worlds.into_iter().map(run).collect();
         threads.into_iter().map(|t| t.join().expect("no rank panics")).collect()
     })
 }
