@@ -102,12 +102,8 @@ impl Source {
             let cached = tokenizer.vocab_size();
             return Err(data::DataError::VocabMismatch { cached, vocab_size }.into());
         }
-        let mut ends = directory.ends()?;
-        if ends.is_empty() {
-            ends.extend(tokenizer.as_ref().and_then(Tokenizer::end_id));
-        }
         Ok(Source {
-            ends,
+            ends: directory.ends()?,
             shape,
             config,
             vocab_size,

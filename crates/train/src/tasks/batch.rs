@@ -1,5 +1,6 @@
-//! The inputs of a step, of any examples: padded to the shortest length that holds them all, with padding hidden from attention and weights
-//! on what is to be predicted. Every rank makes the whole batch and loads its part, so no layout sees another one.
+//! The inputs of a step, of any examples: padded to the shortest length that holds them all, with padding hidden from
+//! attention and weights on what is to be predicted. Every rank makes the whole batch and loads its part, so no layout
+//! sees another one.
 
 use std::sync::Arc;
 

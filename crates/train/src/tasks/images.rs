@@ -199,3 +199,22 @@ pub(super) fn write(
     }
     Ok(start..writer.num_examples())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_files_are_no_images_and_hidden_directories_no_classes() {
+        let dir = tempfile::tempdir().unwrap();
+        for class in ["cat", ".cache"] {
+            std::fs::create_dir(dir.path().join(class)).unwrap();
+        }
+        for file in ["cat/1.png", "cat/.DS_Store", ".DS_Store"] {
+            std::fs::write(dir.path().join(file), "").unwrap();
+        }
+        let classes = classes(dir.path()).unwrap();
+        assert_eq!(classes, [("cat".to_owned(), dir.path().join("cat"))]);
+        assert_eq!(entries(&classes[0].1).unwrap(), [dir.path().join("cat/1.png")]);
+    }
+}

@@ -59,6 +59,32 @@ fn cases(name: &str) -> Vec<Case> {
     report["cases"].as_array().unwrap().iter().map(case).collect()
 }
 
+/// The tokenizer's end token ends nothing where the directory's files say that no token does, as in `transformers`.
+#[test]
+fn a_directory_says_what_ends_its_texts() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("gpt2").join(file), dir.path().join(file)).unwrap();
+    }
+    // A token that the model writes becomes the tokenizer's end token.
+    let mut tokenizer: Value =
+        serde_json::from_slice(&std::fs::read(fixture("gpt2").join("tokenizer.json")).unwrap()).unwrap();
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let written = vocab.iter().find(|(_, id)| **id == 3).unwrap().0.clone();
+    vocab.extend([("</s>".to_owned(), 3.into()), (written, 1.into())]);
+    tokenizer["added_tokens"][1]["id"] = 3.into();
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let case = &cases("gpt2")[0];
+    let options = GenerateOptions { ends: None, ..case.options.clone() };
+    for (ends, whole) in [("null", true), ("[3]", false)] {
+        let text = format!("{{\"eos_token_id\": {ends}}}");
+        std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
+        let found = generate_tokens(dir.path(), &case.prompts, &options).unwrap();
+        let first = &found.continuations[0][0].tokens;
+        assert_eq!(first == &case.tokens[0][0], whole, "{ends}: {first:?}");
+    }
+}
+
 fn check(name: &str, case: &Case, options: &GenerateOptions, what: &str) {
     let found =
         generate_tokens(&fixture(name), &case.prompts, options).unwrap_or_else(|e| panic!("{name}: {e}"));
